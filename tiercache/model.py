@@ -1,0 +1,127 @@
+"""The values that every layer speaks of. All are immutable; none knows any technology."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+# The unit of presence and checksum. 64 KiB is the read size that training samples and column
+# chunks cluster at, and one CRC32C of it costs ~3 µs.
+PAGE_BYTES = 64 * 1024
+PAGE_SHIFT = 16
+# 64 MiB: the unit of index records. Its bitmap is 128 B and its checksums 4 KiB: one LMDB page
+# run, rewritten a few times while a chunk fills.
+CHUNK_PAGES = 1024
+CHUNK_BYTES = CHUNK_PAGES * PAGE_BYTES
+# Objects up to 1 MiB are packed: a million of 64 KiB then cost 1,000 inodes.
+SMALL_OBJECT_BYTES = 1 << 20
+
+
+class Kind(IntEnum):
+    """What a name is."""
+
+    ABSENT = 0
+    FILE = 1
+    DIRECTORY = 2
+
+
+class Consistency(StrEnum):
+    """How fresh name → version must be; see docs/semantics.md."""
+
+    IMMUTABLE = "immutable"
+    EVENTUAL = "eventual"
+    CLOSE_TO_OPEN = "close-to-open"
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One object version as its origin describes it.
+
+    ``key`` is the full key inside the bucket. ``token`` is the version token: an ETag with its
+    quotes, or ``generation``; it is compared, never parsed. ``mtime_s`` is seconds since 1970.
+    """
+
+    key: str
+    size_bytes: int
+    token: str
+    mtime_s: float = 0.0
+    write_id: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a listing; ``name`` is relative to the listed directory, without a slash at
+    its end when ``kind`` is DIRECTORY."""
+
+    name: str
+    kind: Kind
+    size_bytes: int = 0
+    token: str = ""
+    mtime_s: float = 0.0
+
+
+class Stat(msgspec.Struct, frozen=True):
+    """What is known of one namespace path.
+
+    ``version`` is the version token. ``age_s`` is how long ago the origin confirmed it, and
+    ``stale`` is true where it is served past its time because the origin cannot be reached.
+    """
+
+    path: str
+    kind: Kind
+    size_bytes: int
+    version: str
+    mtime_s: float
+    age_s: float
+    stale: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind is Kind.FILE
+
+    @property
+    def is_dir(self) -> bool:
+        return self.kind is Kind.DIRECTORY
+
+
+class FileExtent(msgspec.Struct, frozen=True):
+    """Where cached bytes lie: ``length`` bytes at ``file_offset`` of ``file``."""
+
+    file: str
+    file_offset: int
+    length: int
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LIMIT = "limit-reached"
+
+
+class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """A prefetch job at one moment. Counts are objects unless named bytes.
+
+    ``listed`` grows while the listing runs and is the total once ``listing_done``. ``errors``
+    holds at most 100 (path, message) pairs; ``failed`` counts all.
+    """
+
+    id: str
+    state: JobState
+    paths: tuple[str, ...]
+    listing_done: bool = False
+    listed: int = 0
+    listed_bytes: int = 0
+    hit: int = 0
+    hit_bytes: int = 0
+    filled: int = 0
+    filled_bytes: int = 0
+    failed: int = 0
+    skipped: int = 0
+    requests: int = 0
+    elapsed_s: float = 0.0
+    errors: tuple[tuple[str, str], ...] = ()
+    message: str = ""
+    error_class: str = ""
+    pin: bool = False
+    dry_run: bool = False

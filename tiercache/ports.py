@@ -1,0 +1,218 @@
+"""Ports: what the engine needs of the world, as Protocols. Adapters implement them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tiercache.model import ObjectInfo
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginCapabilities:
+    """What an origin was seen to honour (probed, not assumed).
+
+    ``conditional_get``: a ranged GET under a token fails when the version differs. Where false,
+    the caller relies on the token in the answer alone. ``copy``: server-side copy.
+    """
+
+    conditional_get: bool
+    conditional_put: bool
+    write_id: bool
+    copy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The bytes of one GET and the version they belong to. ``data`` supports the buffer protocol."""
+
+    info: ObjectInfo
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Objects and, when listed with a delimiter, common prefixes (each ending in "/")."""
+
+    objects: Sequence[ObjectInfo]
+    prefixes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IfAbsent:
+    """Write only where no object is."""
+
+
+@dataclass(frozen=True, slots=True)
+class IfVersion:
+    """Write only over this version."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Always:
+    """Write over whatever is there."""
+
+
+Condition = Always | IfAbsent | IfVersion
+
+
+class Origin(Protocol):
+    """One bucket or container. Keys are full keys inside it, verbatim, never normalised.
+
+    Methods run on the agent's event loop and do not retry unless the implementation is the
+    retrying wrapper. Errors: NotFound, AccessDenied, OriginUnavailable, Throttled,
+    PreconditionFailed, AlreadyExists, Unsupported. A cancelled call leaves no request behind.
+    """
+
+    @property
+    def url(self) -> str:
+        """Scheme and bucket, with the endpoint or account where it is not the cloud's own: the
+        identity under which cached data is kept."""
+        ...
+
+    @property
+    def capabilities(self) -> OriginCapabilities: ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Return the current version, with ``write_id`` where the origin keeps metadata."""
+        ...
+
+    async def get(
+        self, key: str, *, start: int = 0, end: int | None = None, token: str | None = None
+    ) -> Fetched:
+        """Return bytes [start, end), or all from start. With ``token``, only of that version:
+        raises PreconditionFailed where the answer bears another, whatever the server ignored.
+        Without a range one answer names its own version. Fewer bytes than asked for raises
+        OriginUnavailable (a truncated answer)."""
+        ...
+
+    def list(
+        self, prefix: str, *, recursive: bool, limit: int | None = None
+    ) -> AsyncIterator[ListPage]:
+        """Yield pages in key order. ``prefix`` is matched as a string; non-recursive listing
+        groups by "/". Ends early only by raising."""
+        ...
+
+    async def put(
+        self, key: str, data: Buffer, *, condition: Condition = Always(), write_id: str = ""
+    ) -> ObjectInfo:
+        """Write one object in one request. Atomic. Not retried blindly: a lost answer raises
+        OriginUnavailable, and the caller settles it by HEAD and ``write_id``."""
+        ...
+
+    async def put_stream(
+        self,
+        key: str,
+        chunks: AsyncIterator[Buffer],
+        *,
+        condition: Condition = Always(),
+        write_id: str = "",
+    ) -> ObjectInfo:
+        """Write one object of unknown length, multipart, holding a few parts in memory at most.
+        Nothing is visible before it returns. Raises Unsupported where a condition cannot be
+        kept for a multipart upload."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the object. Absence is not an error (the clouds do not report it alike)."""
+        ...
+
+    async def copy(self, source_key: str, target_key: str) -> None:
+        """Copy on the server's side, over whatever is there."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MetadataReader(Protocol):
+    """Ordered byte keys to byte values, as of the last commit. Thread safe. A reader sees each
+    commit whole or not at all."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Look all up in one snapshot."""
+        ...
+
+    def scan(
+        self, prefix: bytes, *, start: bytes = b"", limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield pairs whose key begins with ``prefix``, from ``start`` on, in key order. The
+        iterator holds a snapshot open: exhaust it promptly or close it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MetadataStore(MetadataReader, Protocol):
+    """The writing side; one process at a time."""
+
+    def commit(self, batch: Mapping[bytes, bytes | None]) -> int:
+        """Apply all (None deletes) atomically and durably; return the commit's sequence number."""
+        ...
+
+    def size_bytes(self) -> int:
+        """Return the bytes it occupies on its device now."""
+        ...
+
+
+class ExtentReader(Protocol):
+    """One extent opened for reading under a shared flock. The descriptor closes, and the lock
+    goes, when the last reference does; so a thread that still reads keeps it alive."""
+
+    fd: int
+
+    def view(self) -> memoryview:
+        """Return a read-only view on a mapping of the whole file; it keeps bytes and lock alive."""
+        ...
+
+
+class ExtentDirectory(Protocol):
+    """The reading side of the extent files."""
+
+    def open(self, extent_id: int) -> ExtentReader | None:
+        """Return None where the extent is gone (evicted)."""
+        ...
+
+    def path(self, extent_id: int) -> str: ...
+
+
+class ExtentStore(ExtentDirectory, Protocol):
+    """The writing side: the agent's alone. All calls may block on the device."""
+
+    def create(self, extent_id: int, length: int) -> None:
+        """Make a sparse file of ``length`` bytes. Costs no data blocks."""
+        ...
+
+    def write(self, extent_id: int, offset: int, data: Buffer) -> None:
+        """Write all of ``data``; raises OSError (ENOSPC, EIO, EROFS) from the device."""
+        ...
+
+    def read(self, extent_id: int, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes. Raises FileNotFoundError for an unknown extent."""
+        ...
+
+    def discard(self, extent_id: int) -> None:
+        """Take the extent out of readers' reach at once; its space counts until ``reap``."""
+        ...
+
+    def reap(self) -> list[tuple[int, int]]:
+        """Unlink discarded extents that no reader holds; return (extent_id, freed bytes)."""
+        ...
+
+    def discarded(self) -> dict[int, int]:
+        """Return allocated bytes of extents discarded and still held, by id."""
+        ...
+
+    def scan(self) -> dict[int, int]:
+        """Return allocated bytes of all live extent files on disk, by id."""
+        ...
+
+    def free(self) -> tuple[int, int, int]:
+        """Return (available bytes, total bytes, available inodes) of the file system."""
+        ...
