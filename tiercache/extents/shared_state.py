@@ -1,0 +1,142 @@
+"""``shared.state``: the few bytes that agent and clients share through a mapping.
+
+    offset  0   magic b"TCSTATE1"
+    offset  8   u64  epoch: moves when a name or an extent moved; clients then forget names
+    offset 16   u64  agent generation: moves at every agent start; clients then verify anew
+    offset 24   zeros up to 4096
+    offset 4096 visited: one byte for each extent slot, stored by readers, cleared by the agent
+
+Integers are little-endian and aligned, so that each load and store is one instruction. The file
+is written in full when it is made, never sparse: a store into a hole of a full file system would
+kill the storing process (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from contextlib import suppress
+
+from tiercache.errors import FormatError, NotFound
+
+MAGIC = b"TCSTATE1"
+HEADER_BYTES = 4096
+# An extent costs an inode and ≥ 64 MiB unless the cache is small: 1 Mi slots cover 64 TiB.
+VISITED_SLOTS = 1 << 20
+FILE_BYTES = HEADER_BYTES + VISITED_SLOTS
+EPOCH_WORD = 1
+GENERATION_WORD = 2
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("shared.state is defined for little-endian machines")
+
+
+def _map(path: str) -> mmap.mmap:
+    """Map an existing file. Raises NotFound, FormatError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound("no shared state here yet", path=path) from None
+    try:
+        # The length comes first: a mapping beyond the end of the file kills its user (SIGBUS).
+        right = os.fstat(fd).st_size == FILE_BYTES and os.pread(fd, len(MAGIC), 0) == MAGIC
+        if not right:
+            remedy = "stop the agent and remove the file"
+            raise FormatError("not a shared state of this version", path=path, remedy=remedy)
+        return mmap.mmap(fd, FILE_BYTES)
+    finally:
+        os.close(fd)
+
+
+class SharedStateReader:
+    """A client's side. Survives forks, since the mapping is shared by parent and child.
+
+    ``words[EPOCH_WORD]`` is the epoch, ``words[GENERATION_WORD]`` the agent generation (~40 ns
+    each); ``visited[slot] = 1`` marks a hit. Raises NotFound where no agent has made the file,
+    FormatError for another format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._mapping = _map(os.fspath(path))
+        whole = memoryview(self._mapping)
+        self.words: memoryview = whole[:HEADER_BYTES].cast("Q").toreadonly()
+        self.visited: memoryview = whole[HEADER_BYTES:]
+
+    def close(self) -> None:
+        """Release the views; the mapping goes when the last slice of it does."""
+        _release(self._mapping, self.words, self.visited)
+
+
+class SharedStateWriter:
+    """The agent's side; one process at a time. Makes the file where it is missing.
+
+    Raises FormatError for a file of another format, OSError where the device has no room.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        if not os.path.exists(name):
+            _publish_empty(name)
+        self._mapping = _map(name)
+        whole = memoryview(self._mapping)
+        self.words: memoryview = whole[:HEADER_BYTES].cast("Q")
+        self.visited: memoryview = whole[HEADER_BYTES:]
+
+    @property
+    def slots_count(self) -> int:
+        return VISITED_SLOTS
+
+    @property
+    def epoch(self) -> int:
+        return int(self.words[EPOCH_WORD])
+
+    @property
+    def generation(self) -> int:
+        return int(self.words[GENERATION_WORD])
+
+    def bump_epoch(self) -> None:
+        """Tell every client that some name or extent it knows has moved."""
+        self.words[EPOCH_WORD] += 1
+
+    def bump_generation(self) -> None:
+        """Tell every client that another agent has begun: pages are to be verified again."""
+        self.words[GENERATION_WORD] += 1
+
+    def is_visited(self, slot: int) -> bool:
+        return bool(self.visited[slot])
+
+    def take_visited(self, slot: int) -> bool:
+        """Return whether the slot was visited since the last call, and clear it. A visit that
+        falls between the two is lost, which costs SIEVE one second chance and no more."""
+        visited = self.visited[slot] != 0
+        if visited:
+            self.visited[slot] = 0
+        return visited
+
+    def close(self) -> None:
+        """Release the views; the mapping goes when the last slice of it does."""
+        _release(self._mapping, self.words, self.visited)
+
+
+def _publish_empty(name: str) -> None:
+    temporary = f"{name}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        content = memoryview(MAGIC.ljust(FILE_BYTES, b"\0"))
+        done = 0
+        while done < FILE_BYTES:
+            done += os.write(fd, content[done:])
+        os.rename(temporary, name)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _release(mapping: mmap.mmap, *views: memoryview) -> None:
+    for view in views:
+        view.release()
+    with suppress(BufferError):  # a caller still holds a slice; it unmaps when that goes
+        mapping.close()
