@@ -33,6 +33,7 @@ from tiercache.testing.object_servers import (
 )
 from tiercache.testing.processes import LeashedProcess, free_ports
 
+OPEN_BUCKET_PREFIX = "open-"  # SeaweedS3 lets anyone read buckets named so
 START_ATTEMPTS = 3  # a port can be taken between choosing and binding it
 AZURITE_DIR_VARIABLE = "TIERCACHE_AZURITE_DIR"
 
@@ -196,7 +197,7 @@ class SeaweedS3(Emulator, S3Server):
     name = "seaweedfs"
     port_count = 8
     grace_s = 1.0  # it waits 10 s for idle connections; a KILL loses nothing it has answered
-    VOLUME_COUNT = 16  # a bucket takes volumes one by one; they are sparse until written
+    VOLUME_COUNT = 1000  # each bucket takes volumes of its own; an empty one costs 8 bytes
     VOLUME_LIMIT_MB = 1024
 
     @classmethod
@@ -205,7 +206,7 @@ class SeaweedS3(Emulator, S3Server):
 
     def command(self, directory: Path) -> list[str]:
         config = directory / "s3.json"
-        config.write_text(json.dumps({"identities": [self._identity()]}))
+        config.write_text(json.dumps({"identities": self._identities()}))
         s3, s3_grpc, filer, filer_grpc, master, master_grpc, volume, volume_grpc = self.ports
         return [
             *self.find(), "-v=0", "-logtostderr=true", "server", f"-dir={directory}",
@@ -220,14 +221,19 @@ class SeaweedS3(Emulator, S3Server):
             f"-volume.max={self.VOLUME_COUNT}", "-volume.preStopSeconds=0",
         ]  # fmt: skip
 
+    def server_env(self) -> dict[str, str]:
+        # By default a bucket takes 7 volumes at its first write, so that few buckets fit.
+        return {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+
     @staticmethod
-    def _identity() -> dict[str, object]:
+    def _identities() -> list[dict[str, object]]:
         keys = [{"accessKey": S3_ACCESS_KEY, "secretKey": S3_SECRET_KEY}]
-        return {
-            "name": "test",
-            "credentials": keys,
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        open_actions = [f"{action}:{OPEN_BUCKET_PREFIX}*" for action in ("Read", "List")]
+        return [
+            {"name": "test", "credentials": keys, "actions": actions},
+            {"name": "anonymous", "actions": open_actions},
+        ]
 
     def ready(self) -> bool:
         """An object written and read back: the gateway answers before the volumes can."""

@@ -3,8 +3,8 @@
 Usage: ``python leash.py GRACE_S DIRECTORY -- COMMAND…``. Standard input is the leash: when it
 closes, by intent or by the death of its owner, the command's process group gets SIGTERM and,
 ``GRACE_S`` later, SIGKILL; then DIRECTORY is removed, unless the owner wrote ``k`` (keep) first.
-Standard output carries the group's id, one line. Imports nothing but the standard library, so
-that it starts in some 20 ms.
+Standard output carries the group's id, one line, and closes when the command has ended. Imports
+nothing but the standard library, so that it starts in some 20 ms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command until it ends or standard input does; return the command's exit status."""
+    """Run the command until it or standard input ends, and stay until the latter does."""
     grace_s, directory = float(arguments[0]), arguments[1]
     command = arguments[arguments.index("--") + 1 :]
     # The owner decides when this ends; a Ctrl-C in the terminal must not orphan the command.
@@ -28,23 +28,25 @@ def main(arguments: list[str]) -> int:
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
     )
     print(child.pid, flush=True)
-    keep = _wait_for_owner_or(child)
+    keep = _wait_for_owner(until_exit_of=child)
     status = _end_group(child, grace_s=grace_s)
+    os.close(sys.stdout.fileno())  # tells the owner that the command is gone
+    if keep is None:
+        keep = _wait_for_owner()
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
     return status
 
 
-def _wait_for_owner_or(child: subprocess.Popen[bytes]) -> bool:
-    """Return whether the owner asked to keep the directory."""
-    exited = os.pidfd_open(child.pid)
+def _wait_for_owner(*, until_exit_of: subprocess.Popen[bytes] | None = None) -> bool | None:
+    """Return whether the owner, now gone, asked to keep the directory; None if the command
+    ended first."""
+    exited = [os.pidfd_open(until_exit_of.pid)] if until_exit_of else []
     keep = False
     while True:
-        ready, _, _ = select.select([0, exited], [], [])
-        if exited in ready and 0 not in ready:
-            # The command fell by itself: its owner may want the data, and reads the log.
-            os.read(0, 1)
-            return True
+        ready, _, _ = select.select([0, *exited], [], [])
+        if 0 not in ready:
+            return None
         said = os.read(0, 1)
         if not said:
             return keep

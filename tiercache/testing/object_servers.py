@@ -32,6 +32,7 @@ AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 PUTS_IN_FLIGHT = 32  # more gains nothing on two cores
+PUT_BYTES_IN_FLIGHT = 128 * 1024 * 1024  # two 64 MiB objects keep a server busy
 
 
 class ObjectServer(ABC):
@@ -306,14 +307,15 @@ def _put_all(store: S3Store | AzureStore, items: Iterable[tuple[str, bytes]]) ->
 
     async def feed() -> int:
         count = 0
-        pending: set[asyncio.Task[object]] = set()
+        pending: dict[asyncio.Future[object], int] = {}
         for key, data in items:
-            if len(pending) >= PUTS_IN_FLIGHT:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            put = store.put_async(key, data, use_multipart=False)
-            pending.add(asyncio.ensure_future(put))
+            while len(pending) >= PUTS_IN_FLIGHT or sum(pending.values()) > PUT_BYTES_IN_FLIGHT:
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for put in done:
+                    del pending[put]
+                    put.result()
+            started = asyncio.ensure_future(store.put_async(key, data, use_multipart=False))
+            pending[started] = len(data)
             count += 1
         await asyncio.gather(*pending)
         return count

@@ -93,7 +93,12 @@ class LeashedProcess:
         return int(line)
 
     def running(self) -> bool:
-        return self._leash.poll() is None
+        """Return whether the command itself is still there."""
+        return self._leash.poll() is None and not self._has_output()
+
+    def _has_output(self) -> bool:
+        # After the first line the only event on it is its end.
+        return bool(select.select([self._leash.stdout], [], [], 0)[0])
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group; a group already gone is no error."""
