@@ -326,7 +326,8 @@ class FakeGcs(Emulator, GcsServer):
     def command(self, directory: Path) -> list[str]:
         return [
             *self.find(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(self.ports[0]),
-            "-backend", "memory", "-external-url", self.endpoint, "-log-level", "error",
+            "-backend", "memory", "-public-host", "127.0.0.1",  # of any port: a proxy has its own
+            "-external-url", self.endpoint, "-log-level", "error",
         ]  # fmt: skip
 
     def ready(self) -> bool:

@@ -7,7 +7,9 @@ the two system calls a block.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -62,6 +64,16 @@ class HttpStream:
 
     async def send(self, data: bytes | memoryview) -> None:
         await self._loop.sock_sendall(self.sock, data)
+
+    async def drain(self, *, timeout_s: float) -> None:
+        """Wait until the peer's kernel has everything that was sent, or the time is over."""
+        deadline_s = self._loop.time() + timeout_s
+        unsent = bytearray(4)
+        while self._loop.time() < deadline_s:
+            fcntl.ioctl(self.sock, termios.TIOCOUTQ, unsent)
+            if not any(unsent):
+                return
+            await asyncio.sleep(0.002)
 
     async def _fill(self) -> bool:
         """Take in more bytes; return whether there were any."""

@@ -25,6 +25,7 @@ from tiercache.testing.processes import free_ports
 PACED_BLOCK_BYTES = 16 * 1024  # small enough to make a slow link smooth
 BIND_ATTEMPTS = 5
 CONTROL_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 5.0  # a client that does not read gets its reset all the same
 UPLOAD_REST_S = 1.0  # for the last block's bookkeeping, when the answer is already through
 _T = TypeVar("_T")
 
@@ -438,6 +439,8 @@ class _Relay:
             if not self.fault.truncate_stalls:
                 raise _OrderlyClose
             await self._proxy._until_healed()
+        # A reset discards what is still on its way: let the promised bytes arrive first.
+        await self._client.drain(timeout_s=DRAIN_TIMEOUT_S)
         raise BrokenStream("cut")
 
     async def _answer_ourselves(self) -> bool:
@@ -445,19 +448,16 @@ class _Relay:
         if reusable:
             await self._upload(None)
         fault = self.fault
-        body = b"<Error><Code>SlowDown</Code><Message>injected</Message></Error>"
         lines = [
             f"HTTP/1.1 {fault.respond_status} Injected",
-            f"Content-Length: {len(body)}",
-            "Content-Type: application/xml",
+            "Content-Length: 0",  # clients then go by the status alone
             "Connection: " + ("keep-alive" if reusable else "close"),
         ]
         if fault.retry_after_s is not None:
             lines.append(f"Retry-After: {fault.retry_after_s}")
         if fault.first_byte_delay_s:
             await asyncio.sleep(fault.first_byte_delay_s)
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode()
-        await self._client.send(head if self.exchange.method == "HEAD" else head + body)
+        await self._client.send(("\r\n".join(lines) + "\r\n\r\n").encode())
         self.exchange.status = fault.respond_status
         return reusable
 
