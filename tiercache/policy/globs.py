@@ -14,45 +14,64 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# Any number of segments, as few as will do.
+_SEGMENTS = "(?:[^/]*/)*?"
+
 
 def translate(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression that a glob stands for, to be used with ``fullmatch``."""
+    """Return the regular expression that a glob stands for, to be used with ``fullmatch``.
+
+    It never backtracks over more than one star: what stands between two stars matches a fixed
+    length, so its leftmost place is as good as any, and an atomic group may hold on to it (as
+    ``fnmatch`` does). Matching takes O(pattern × name) at worst.
+    """
     below = pattern + "**" if pattern.endswith("/") else pattern
-    segments = below.removeprefix("/").split("/")
-    last = len(segments) - 1
-    parts = []
-    for position, segment in enumerate(segments):
+    groups: list[list[str]] = [[]]
+    for segment in below.removeprefix("/").split("/"):
         if segment == "**":
-            parts.append(".*" if position == last else "(?:[^/]*/)*")
+            groups.append([])
         else:
-            parts.append(_segment(segment) + ("" if position == last else "/"))
-    return re.compile("".join(parts), re.DOTALL)
+            groups[-1].append(_segment(segment))
+    first, *rest = groups
+    if not rest:
+        return re.compile("/".join(first), re.DOTALL)
+    last = rest.pop()
+    middle = "".join(f"(?>{_SEGMENTS}{_closed(group)})" for group in rest if group)
+    end = _SEGMENTS + "/".join(last) if last else ".*"
+    return re.compile(_closed(first) + middle + end, re.DOTALL)
+
+
+def _closed(segments: list[str]) -> str:
+    return "".join(f"{segment}/" for segment in segments)
 
 
 def _segment(segment: str) -> str:
-    parts = []
+    """Translate what stands between two slashes."""
+    fixed: list[list[str]] = [[]]  # what stands between two stars
     position = 0
     while position < len(segment):
         char = segment[position]
         position += 1
         if char == "*":
-            # Stars in a row are one star: a.*.*.*b would take exponential time.
-            if not parts or parts[-1] != "[^/]*":
-                parts.append("[^/]*")
+            fixed.append([])
         elif char == "?":
-            parts.append("[^/]")
+            fixed[-1].append("[^/]")
         elif char == "[":
             # "]" right after "[" or "[!" is a member, as in the shell.
             first = position + 1 if segment[position : position + 1] == "!" else position
             end = segment.find("]", first + 1)
             if end < 0:
-                parts.append(r"\[")
+                fixed[-1].append(r"\[")
             else:
-                parts.append(_members(segment[position:end]))
+                fixed[-1].append(_members(segment[position:end]))
                 position = end + 1
         else:
-            parts.append(re.escape(char))
-    return "".join(parts)
+            fixed[-1].append(re.escape(char))
+    head, *rest = ["".join(part) for part in fixed]
+    if not rest:
+        return head
+    last = rest.pop()
+    return head + "".join(f"(?>[^/]*?{part})" for part in rest if part) + "[^/]*" + last
 
 
 def _members(body: str) -> str:
