@@ -351,6 +351,17 @@ class ObstoreOrigin:
         except OBSTORE_ERRORS as error:
             raise await self._failure(error, source_key) from error
 
+    async def refuses_wrong_token(self, key: str, token: str) -> bool:
+        """Ask for the object under a condition that is false; return whether the server said
+        so. No body is read. Raises as ``get``."""
+        try:
+            await obstore.get_async(self._store, key, options={"if_match": token})
+        except obstore.exceptions.PreconditionError:
+            return True
+        except OBSTORE_ERRORS as error:
+            raise await self._failure(error, key) from error
+        return False
+
     async def close(self) -> None:
         self._exact.close()
 

@@ -135,6 +135,22 @@ def identity(url: OriginUrl, profile: ProfileSettings, *, account: str = "") -> 
     return text
 
 
+def endpoint_name(url: OriginUrl, profile: ProfileSettings, *, account: str = "") -> str:
+    """Return the name of the server behind an origin: what breaker and limits are kept by.
+
+    The endpoint where the profile names one; else the cloud with region or account.
+    """
+    if profile.endpoint:
+        return _ENDPOINT_SCHEME.sub("", profile.endpoint).rstrip("/").lower()
+    match url.scheme:
+        case "az":
+            return f"az:{account_of(url, profile, account=account)}"
+        case "s3" | "gs":
+            return f"{url.scheme}:{profile.region}" if profile.region else url.scheme
+        case _:
+            return f"{url.scheme}:{url.bucket}"
+
+
 def account_of(url: OriginUrl, profile: ProfileSettings, *, account: str = "") -> str:
     """Return the Azure storage account: the URL's, the profile's or the environment's.
 
