@@ -125,3 +125,4 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     error_class: str = ""
     pin: bool = False
     dry_run: bool = False
+    ended: bool = False

@@ -172,6 +172,37 @@ class ExtentReader(Protocol):
         ...
 
 
+class SharedState(Protocol):
+    """The small mapping that all processes of a node share; the agent's side of it."""
+
+    @property
+    def slots_count(self) -> int: ...
+
+    def bump_epoch(self) -> None:
+        """Tell every client that some name or extent it knows has moved."""
+        ...
+
+    def bump_generation(self) -> None:
+        """Tell every client that another agent has begun: pages are to be verified again."""
+        ...
+
+    def take_visited(self, slot: int) -> bool:
+        """Read and clear one visited byte."""
+        ...
+
+    def is_visited(self, slot: int) -> bool:
+        """Read one visited byte."""
+        ...
+
+
+class SharedStateView(Protocol):
+    """The clients' side: ``words[1]`` is the epoch, ``words[2]`` the generation; storing 1 to
+    ``visited[slot]`` marks a hit."""
+
+    words: memoryview
+    visited: memoryview
+
+
 class ExtentDirectory(Protocol):
     """The reading side of the extent files."""
 
@@ -193,8 +224,20 @@ class ExtentStore(ExtentDirectory, Protocol):
         """Write all of ``data``; raises OSError (ENOSPC, EIO, EROFS) from the device."""
         ...
 
+    def write_many(self, extent_id: int, parts: Sequence[tuple[int, Buffer]]) -> None:
+        """Write several (offset, data) parts of one extent; adjacent ones in one call."""
+        ...
+
     def read(self, extent_id: int, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes. Raises FileNotFoundError for an unknown extent."""
+        ...
+
+    def truncate(self, extent_id: int, length: int) -> None:
+        """Set the file's length."""
+        ...
+
+    def allocated(self, extent_id: int) -> int:
+        """Return the bytes it occupies on the device now, delayed allocation included."""
         ...
 
     def discard(self, extent_id: int) -> None:

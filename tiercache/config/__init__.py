@@ -1,0 +1,13 @@
+"""From files, environment and arguments to ``Settings``, with the place of every value.
+
+Later sources override earlier ones key by key: /etc/tiercache/config.toml,
+$XDG_CONFIG_HOME/tiercache/config.toml, the file that TIERCACHE_CONFIG names,
+TIERCACHE_SECTION__KEY, arguments. ``docs/configuration.md`` is generated from ``schema``.
+"""
+
+from __future__ import annotations
+
+from tiercache.config.loading import LoadedConfig, load
+from tiercache.config.rendering import show
+
+__all__ = ["LoadedConfig", "load", "show"]

@@ -191,6 +191,10 @@ class ExtentFiles(ExtentReaders):
         """
         return os.pread(self._open_writable(extent_id).fd, length, offset)
 
+    def truncate(self, extent_id: int, length: int) -> None:
+        """Set the file's length. Raises FileNotFoundError for an unknown extent."""
+        os.ftruncate(self._open_writable(extent_id).fd, length)
+
     def allocated(self, extent_id: int) -> int:
         """Return the bytes it occupies on the device now, delayed allocation included.
 

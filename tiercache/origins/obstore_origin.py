@@ -30,6 +30,7 @@ from tiercache.origins.exact import (
     obstore_can_list,
     obstore_can_name,
 )
+from tiercache.origins.exact_upload import upload
 from tiercache.origins.obstore_errors import BAD_NAME, OBSTORE_ERRORS, status_of, translate
 from tiercache.origins.obstore_stores import ObjectStore
 from tiercache.origins.statuses import bucket_missing, truncated
@@ -61,7 +62,12 @@ _Page = list[dict[str, Any]]
 
 class ObstoreOrigin:
     """One bucket. Owned by the event loop. Does not retry; bounds each request in time by the
-    store's client options. A missing bucket raises NotFound that says so."""
+    store's client options. A missing bucket raises NotFound that says so.
+
+    ``exact`` makes the bucket's ExactNames at first need. With ``exact_lists`` it lists
+    recursively, which obstore does 3 times as fast but not exactly; with ``exact_uploads`` it
+    is an ExactUploads.
+    """
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class ObstoreOrigin:
         capabilities: OriginCapabilities,
         exact: Callable[[], ExactNames],
         exact_lists: bool,
+        exact_uploads: bool,
     ) -> None:
         # Constant after construction
         self._store: Any = store  # obstore's stubs know no union of stores
@@ -79,6 +86,7 @@ class ObstoreOrigin:
         self._capabilities = capabilities
         self._exact = ExactThreads(exact, url=url)
         self._exact_lists = exact_lists
+        self._exact_uploads = exact_uploads
         # Owned by the event loop
         self._bucket_seen = False
 
@@ -295,16 +303,26 @@ class ObstoreOrigin:
                 break
         else:
             return await self.put(key, bytes(held), condition=condition, write_id=write_id)
-        if not plain:
+        joined = _Joined(held, chunks)
+        if plain:
+            return await self._multipart(key, joined, write_id)
+        if not self._exact_uploads:
             raise Unsupported(
                 f"a stream longer than {CONDITIONAL_BYTES >> 20} MiB cannot be written "
                 + ("under this name" if unconditional else "under a condition"),
                 path=self._path(key),
-                remedy="write it without a condition, or in one piece"
-                if not unconditional
-                else "choose a name without empty, '.' and '..' segments",
+                remedy="write a plain name without a condition; for S3: "
+                "pip install 'tiercache[s3]'",
             )
-        return await self._multipart(key, _Joined(held, chunks), write_id)
+        return await upload(
+            self._exact,
+            key,
+            joined.buffers(),
+            condition=condition,
+            write_id=write_id,
+            part_bytes=PART_BYTES,
+            parts_in_flight=PARTS_IN_FLIGHT,
+        )
 
     async def _multipart(self, key: str, joined: _Joined, write_id: str) -> ObjectInfo:
         try:

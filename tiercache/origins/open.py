@@ -65,12 +65,14 @@ def open_origin(url: OriginUrl | str, profile: ProfileSettings, *, clock: Clock)
     def exact() -> ExactNames:
         return _exact_names(parsed, profile, name)
 
+    has_botocore = parsed.scheme == "s3" and _installed("botocore")
     return ObstoreOrigin(
         build_store(parsed, profile),
         url=name,
         capabilities=_CLOUD,
         exact=exact,
-        exact_lists=parsed.scheme == "s3" and _installed("botocore"),
+        exact_lists=has_botocore,
+        exact_uploads=has_botocore,
     )
 
 

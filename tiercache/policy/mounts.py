@@ -51,7 +51,11 @@ class _Point(msgspec.Struct, frozen=True):
     base: str
 
     @classmethod
-    def of(cls, mount: MountSettings, more_schemes: Set[str]) -> _Point:
+    def of(
+        cls, mount: MountSettings, more_schemes: Set[str], profile: ProfileSettings | None = None
+    ) -> _Point:
+        if profile is not None and profile.driver == "fsspec":
+            more_schemes = more_schemes | {mount.origin.partition("://")[0].lower()}
         origin = parse_origin_url(mount.origin, more_schemes=more_schemes)
         return cls(mount, origin, mount.path + "/", _canonical(origin, origin.prefix))
 
@@ -69,7 +73,7 @@ class MountTable:
 
     Raises ConfigError for an origin URL that cannot be read, two mounts of one path, or a mount
     whose profile is not among ``profiles``. ``more_schemes`` are fsspec protocols to accept in
-    addition to the known ones.
+    addition to the known ones; a profile with the fsspec driver accepts any.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class MountTable:
                     path=mount.path,
                     remedy=f"known are {', '.join(sorted(profiles))}",
                 )
-            self._by_path[mount.path] = _Point.of(mount, more_schemes)
+            self._by_path[mount.path] = _Point.of(mount, more_schemes, profiles[mount.profile])
         longest_first = sorted(
             self._by_path.values(), key=lambda point: len(point.below), reverse=True
         )

@@ -1,0 +1,292 @@
+"""What lies in the extents: laying objects out, and taking their bytes out of the index again.
+
+The index is changed here and flushed by the caller, except where an extent's file is about to go.
+Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tiercache import records
+from tiercache.agent.chunks import Chunks, checksums
+from tiercache.agent.index import Index
+from tiercache.agent.packs import PackWriter
+from tiercache.agent.pins import Pins
+from tiercache.agent.space import ExtentState, Space
+from tiercache.model import PAGE_BYTES
+from tiercache.policy import pages
+from tiercache.ports import ExtentStore
+from tiercache.records import ObjectRecord
+
+# A pack more than half wanted is not worth copying: it would cost its own size to free less.
+WORTH_COPYING = 0.5
+# One device read of a copy; a multiple of the page.
+COPY_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A live object of a pack."""
+
+    digest: bytes
+    record: ObjectRecord
+
+
+class Contents:
+    """Objects ↔ extents."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        space: Space,
+        chunks: Chunks,
+        extents: ExtentStore,
+        pins: Pins,
+        packs: PackWriter,
+        pinned_packs: PackWriter,
+    ) -> None:
+        self._index = index
+        self._space = space
+        self._chunks = chunks
+        self._extents = extents
+        self._pins = pins
+        self._packs = packs
+        self._pinned_packs = pinned_packs
+        space.drop_contents = self.drop_extent
+
+    # -- layout -----------------------------------------------------------------------------
+
+    def packs_for(self, record: ObjectRecord) -> PackWriter:
+        pinned = self._pins.covers(record.origin, record.key)
+        return self._pinned_packs if pinned else self._packs
+
+    def lay_out(self, digest: bytes, record: ObjectRecord) -> ObjectRecord:
+        """Give a large object its data id and its (still empty) places; put the record."""
+        if record.data_id and not record.packed:
+            return record
+        extent_bytes, count = self._space.placement.extents_of(record.size_bytes)
+        record = msgspec.structs.replace(
+            record,
+            data_id=self._space.next_id(),
+            extent_bytes=extent_bytes,
+            extents=((0, 0),) * count,
+            packed=False,
+            crcs=b"",
+        )
+        self._index.put_object(digest, record)
+        return record
+
+    def extent_for(
+        self, digest: bytes, record: ObjectRecord, number: int
+    ) -> tuple[ObjectRecord, ExtentState]:
+        """Return the ``number``-th extent of a large object, made now if it is not there."""
+        extent_id, _ = record.extents[number]
+        if extent_id in self._space.live:
+            return record, self._space.live[extent_id]
+        first = number * record.extent_bytes
+        length = min(record.extent_bytes, record.size_bytes - first)
+        state = self._space.new_extent(
+            length=length,
+            owner=digest,
+            data_id=record.data_id,
+            first_page=first // PAGE_BYTES,
+        )
+        state.pinned = self._pins.covers(record.origin, record.key)
+        places = list(record.extents)
+        places[number] = (state.id, state.slot)
+        record = msgspec.structs.replace(record, extents=tuple(places))
+        self._index.put_object(digest, record)
+        return record, state
+
+    def cached_bytes(self, record: ObjectRecord | None) -> int:
+        """Return how many bytes of this version are present (whole pages, the last short)."""
+        if record is None or not record.data_id or not record.size_bytes:
+            return 0
+        if record.packed:
+            return record.size_bytes
+        count = pages.page_count(record.size_bytes)
+        present = self._chunks.present(record.data_id, count) * PAGE_BYTES
+        if present and self._chunks.has(record.data_id, count - 1):
+            present -= count * PAGE_BYTES - record.size_bytes
+        return present
+
+    def is_whole(self, record: ObjectRecord | None) -> bool:
+        if record is None or record.kind != 1:
+            return False
+        return record.size_bytes == 0 or self.cached_bytes(record) == record.size_bytes
+
+    async def make_single(self, digest: bytes, record: ObjectRecord) -> ObjectRecord:
+        """Lay a wholly cached object out as one file of its own, with exactly its bytes. Returns
+        the record. Raises CacheFull, or OSError from the device."""
+        if not record.packed and len(record.extents) == 1:
+            return record
+        parts = self._places(record)
+        state = self._space.new_extent(
+            length=record.size_bytes, owner=digest, data_id=self._space.next_id()
+        )
+        state.busy += 1
+        await self._space.reserve(record.size_bytes)
+        try:
+            crcs, offset = b"", 0
+            for extent_id, start, length in parts:
+                for inside in range(0, length, COPY_BYTES):
+                    step = min(COPY_BYTES, length - inside)
+                    data = self._extents.read(extent_id, start + inside, step)
+                    self._extents.write(state.id, offset, data)
+                    crcs += checksums(memoryview(data))
+                    offset += step
+        except BaseException:
+            self._index.put(records.extent_key(state.id), None)
+            self._space.forget(state)
+            raise
+        finally:
+            state.busy -= 1
+            self._space.settle(state, record.size_bytes)
+        self.drop_object(record)
+        record = msgspec.structs.replace(
+            without_data(record),
+            data_id=state.data_id,
+            extent_bytes=pages.page_count(record.size_bytes) * PAGE_BYTES,
+            extents=((state.id, state.slot),),
+        )
+        self._index.put_object(digest, record)
+        self._chunks.mark(state.data_id, 0, crcs)
+        state.pinned = self._pins.covers(record.origin, record.key)
+        await self._index.flush()
+        return record
+
+    def _places(self, record: ObjectRecord) -> list[tuple[int, int, int]]:
+        """Return (extent id, offset, length) of a wholly cached object, in order."""
+        if record.packed:
+            return [(record.extents[0][0], record.pack_offset, record.size_bytes)]
+        places, left = [], record.size_bytes
+        for extent_id, _ in record.extents:
+            places.append((extent_id, 0, min(left, record.extent_bytes)))
+            left -= record.extent_bytes
+        return places
+
+    # -- taking out -------------------------------------------------------------------------
+
+    def drop_object(self, record: ObjectRecord) -> int:
+        """Take this version's bytes out of the index and free its extents; return bytes freed
+        from readers' reach. The record itself is the caller's to replace."""
+        dropped = self.cached_bytes(record)
+        if record.packed:
+            extent_id = record.extents[0][0]
+            self._index.put(records.member_key(extent_id, record.pack_offset), None)
+            return dropped
+        if record.data_id:
+            self._chunks.drop(record.data_id, 0, pages.page_count(record.size_bytes))
+        for extent_id, _ in record.extents:
+            state = self._space.live.get(extent_id)
+            if state is not None:
+                self._index.put(records.extent_key(extent_id), None)
+                self._space.forget(state)
+        return dropped
+
+    async def drop_extent(self, state: ExtentState) -> bool:
+        """Take everything in this extent out of the index, durably. False: it stays."""
+        if state.is_pack:
+            if not await self._empty_pack(state):
+                return False
+        else:
+            self._empty_single(state)
+        self._index.put(records.extent_key(state.id), None)
+        await self._index.flush()
+        return True
+
+    def _empty_single(self, state: ExtentState) -> None:
+        page_count = pages.page_count(state.length_bytes)
+        self._chunks.drop(state.data_id, state.first_page, state.first_page + page_count)
+        record = self._index.get_object(state.owner)
+        if record is None or record.data_id != state.data_id:
+            return
+        places = tuple((0, 0) if place[0] == state.id else place for place in record.extents)
+        self._index.put_object(state.owner, msgspec.structs.replace(record, extents=places))
+
+    def members(self, state: ExtentState) -> list[Member]:
+        """Return the live objects of a pack, in offset order."""
+        found = []
+        for key, digest in self._index.scan(records.member_prefix(state.id)):
+            record = self._index.get_object(digest)
+            if record is None or not record.packed or record.extents[0][0] != state.id:
+                continue
+            if record.pack_offset == records.member_offset(key):
+                found.append(Member(digest, record))
+        return found
+
+    async def _empty_pack(self, state: ExtentState) -> bool:
+        members = self.members(state)
+        wanted = [m for m in members if self._is_wanted(state, m.record)]
+        self._space.clear_visited(state)
+        wanted_bytes = sum(m.record.size_bytes for m in wanted)
+        if wanted_bytes > WORTH_COPYING * state.length_bytes:
+            pinned = [m for m in members if self._pins.covers(m.record.origin, m.record.key)]
+            pinned_bytes = sum(m.record.size_bytes for m in pinned)
+            state.pinned = pinned_bytes > WORTH_COPYING * state.length_bytes
+            return False
+        for member in wanted:
+            await self._copy_forward(state, member)
+        for member in self.members(state):
+            self._index.put_object(member.digest, without_data(member.record))
+        self._index.delete_prefix(records.member_prefix(state.id))
+        return True
+
+    def _is_wanted(self, state: ExtentState, record: ObjectRecord) -> bool:
+        if self._pins.covers(record.origin, record.key):
+            return True
+        return self._space.visited_in(state, record.pack_offset)
+
+    async def _copy_forward(self, state: ExtentState, member: Member) -> None:
+        """Append the object to an open pack. Bytes that fail their checksum are left behind."""
+        record = member.record
+        data = self._extents.read(state.id, record.pack_offset, record.size_bytes)
+        if checksums(memoryview(data)) != record.crcs:
+            return
+
+        def commit(target: ExtentState, offset: int) -> None:
+            current = self._index.get_object(member.digest)
+            if current is None or current.data_id != record.data_id:
+                return  # replaced while it was copied; the copy is dead space
+            slot = target.slot + offset * target.slots // target.length_bytes
+            self._index.put_object(
+                member.digest,
+                msgspec.structs.replace(
+                    record, extents=((target.id, slot),), pack_offset=offset
+                ),
+            )
+
+        await self.packs_for(record).append(
+            data, digest=member.digest, commit=commit, use_headroom=True
+        )
+
+    def refresh_pins(self) -> None:
+        """Bring the ``pinned`` mark of all extents up to the pins."""
+        for state in self._space.live.values():
+            if state.is_pack:
+                state.pinned = False  # an eviction that finds it mostly pinned says so again
+                continue
+            record = self._index.get_object(state.owner)
+            state.pinned = record is not None and self._pins.covers(record.origin, record.key)
+
+    def pinned_bytes(self) -> int:
+        """Return the charges of pinned extents."""
+        ledger = self._space.ledger
+        return sum(ledger.charge_of(s.id) for s in self._space.live.values() if s.pinned)
+
+
+def without_data(record: ObjectRecord) -> ObjectRecord:
+    """Return the record of a name whose bytes are not here."""
+    return msgspec.structs.replace(
+        record,
+        data_id=0,
+        extent_bytes=0,
+        extents=(),
+        packed=False,
+        pack_offset=0,
+        crcs=b"",
+    )

@@ -1,0 +1,452 @@
+"""The engine: what an agent can do, one method a request. Owned by one event loop.
+
+It is the same whether it runs in its own process or, embedded, on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tiercache import records, wire
+from tiercache.agent.chunks import Chunks, checksums
+from tiercache.agent.contents import Contents, without_data
+from tiercache.agent.device import Device, NotCached
+from tiercache.agent.fill import Filler, Target
+from tiercache.agent.index import Index
+from tiercache.agent.jobs import Jobs
+from tiercache.agent.memory import MemoryBudget
+from tiercache.agent.mounts import Located, Mounts, OpenOrigin
+from tiercache.agent.names import Names
+from tiercache.agent.packs import PackWriter
+from tiercache.agent.pins import Pins
+from tiercache.agent.space import Space
+from tiercache.agent.writes import Writes
+from tiercache.clock import Clock
+from tiercache.errors import (
+    CacheFull,
+    IsADirectory,
+    NotFound,
+    StaleHandle,
+    TiercacheError,
+    Unsupported,
+)
+from tiercache.model import PAGE_BYTES, Kind
+from tiercache.ports import ExtentStore, MetadataStore, SharedState
+from tiercache.records import PinRecord
+from tiercache.settings import Settings
+
+log = logging.getLogger("tiercache.agent")
+
+# Four disk threads: NVMe wants depth, and Python's share of a write is small.
+DISK_THREADS = 4
+TICK_S = 1.0
+# Removing a tree sends this many DELETEs at once.
+REMOVE_CONCURRENCY = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What compose hands to an engine."""
+
+    store: MetadataStore
+    extents: ExtentStore
+    state: SharedState
+    open_origin: OpenOrigin
+    clock: Clock
+
+
+class Engine:
+    """All of the agent but its socket."""
+
+    def __init__(self, settings: Settings, parts: Parts) -> None:
+        self.settings = settings
+        self.clock = parts.clock
+        self.executor = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="tiercache-disk")
+        self._extents = parts.extents
+        self._state = parts.state
+        self._store = parts.store
+        self.index = Index(parts.store, self.executor)
+        self.memory = MemoryBudget(settings.cache.memory_bytes)
+        self.device = Device(parts.clock.now)
+        self.chunks = Chunks(self.index)
+        self.pins = Pins(self.index)
+        self.mounts = Mounts(settings.mounts, settings.profiles, parts.open_origin)
+        self.space = Space(
+            index=self.index,
+            extents=parts.extents,
+            state=parts.state,
+            pins=self.pins,
+            limit=settings.cache.limit,
+        )
+        self.packs = self._pack_writer(pinned=False)
+        self.pinned_packs = self._pack_writer(pinned=True)
+        self.contents = Contents(
+            index=self.index,
+            space=self.space,
+            chunks=self.chunks,
+            extents=parts.extents,
+            pins=self.pins,
+            packs=self.packs,
+            pinned_packs=self.pinned_packs,
+        )
+        self.names = Names(
+            index=self.index,
+            mounts=self.mounts,
+            contents=self.contents,
+            state=parts.state,
+            clock=parts.clock,
+        )
+        self.filler = Filler(
+            index=self.index,
+            space=self.space,
+            chunks=self.chunks,
+            contents=self.contents,
+            extents=parts.extents,
+            memory=self.memory,
+            device=self.device,
+            executor=self.executor,
+        )
+        self.filler.version_changed = self._version_changed
+        self.writes = Writes(
+            index=self.index,
+            names=self.names,
+            contents=self.contents,
+            filler=self.filler,
+            chunks=self.chunks,
+            space=self.space,
+            extents=parts.extents,
+            state=parts.state,
+            memory=self.memory,
+            device=self.device,
+            clock=parts.clock,
+            executor=self.executor,
+        )
+        self.jobs = Jobs(
+            index=self.index,
+            mounts=self.mounts,
+            names=self.names,
+            filler=self.filler,
+            contents=self.contents,
+            space=self.space,
+            pins=self.pins,
+            clock=parts.clock,
+        )
+        self.corrupt_pages = 0
+        # Reported by clients, by mount: (reads, bytes) answered without us.
+        self.hits: dict[str, list[int]] = {}
+        self._ticker: asyncio.Task[None] | None = None
+
+    def _pack_writer(self, *, pinned: bool) -> PackWriter:
+        return PackWriter(
+            space=self.space,
+            index=self.index,
+            extents=self._extents,
+            executor=self.executor,
+            pinned=pinned,
+        )
+
+    # -- life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take over the directory: repair what a crash left, come below the limit, resume jobs."""
+        self.space.load()
+        for state in self.space.lost():
+            log.warning("extent %016x is gone from the device", state.id)
+            await self.space.evict(state)
+        self.contents.refresh_pins()
+        self._state.bump_generation()
+        self._state.bump_epoch()
+        await self._shrink()
+        await self.index.flush()
+        self.jobs.resume()
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def _shrink(self) -> None:
+        """Come below a limit that was lowered."""
+        with contextlib.suppress(TiercacheError):  # all that is left is pinned: shown by status
+            await self.space.reserve(0)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.space.measure_overhead()
+            self.space.reap()
+
+    async def stop(self) -> None:
+        """End jobs and fills, make everything durable, close everything."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self.jobs.stop()
+        await self.writes.stop()
+        await self.filler.stop()
+        with contextlib.suppress(OSError):  # a broken device loses what only it would hold
+            await self.index.flush()
+        await self.mounts.close()
+        self.executor.shutdown(wait=True)
+        self._store.close()
+
+    # -- names ------------------------------------------------------------------------------
+
+    async def lookup(self, request: wire.Lookup) -> wire.Found:
+        located = self.mounts.locate(request.path)
+        return await self.names.lookup(located, revalidate=request.revalidate)
+
+    async def list(self, request: wire.ListNames) -> wire.Listed:
+        located = self.mounts.locate(request.path)
+        listing = await self.names.list(
+            located, recursive=request.recursive, refresh=request.refresh
+        )
+        return wire.Listed(stale=listing.stale, validated_s=listing.parts[0].validated_s)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def target(self, located: Located, token: str) -> Target:
+        return Target(
+            origin=located.origin,
+            digest=located.digest,
+            key=located.key,
+            token=token,
+            path=located.path,
+            mount=located.mount.path,
+        )
+
+    async def fill(self, request: wire.Fill) -> wire.Filled:
+        target = self.target(self.mounts.locate(request.path), request.token)
+        try:
+            waiting = self.filler.ensure(target, request.spans)
+            self._read_ahead(target, request.ahead)
+            await waiting
+        except NotCached:
+            # One frame holds one run: what is more is asked for with ReadThrough.
+            offset, length = request.spans[0]
+            data = await self.filler.read_through(
+                target, offset, min(length, wire.MAX_SPAN_BYTES)
+            )
+            return wire.Filled((data,))
+        return wire.Filled((None,))
+
+    async def read_through(self, request: wire.ReadThrough) -> wire.Filled:
+        target = self.target(self.mounts.locate(request.path), request.token)
+        length = min(request.length, wire.MAX_SPAN_BYTES)
+        return wire.Filled((await self.filler.read_through(target, request.offset, length),))
+
+    def _read_ahead(self, target: Target, span: tuple[int, int]) -> None:
+        if not span[1]:
+            return
+        # Read-ahead is a favour: whatever forbids it is the next read's to report.
+        with contextlib.suppress(NotCached, TiercacheError):
+            self.filler.begin(target, [span])
+
+    def advise(self, request: wire.Advise) -> None:
+        with contextlib.suppress(TiercacheError):
+            target = self.target(self.mounts.locate(request.path), request.token)
+            self._read_ahead(target, (request.offset, request.length))
+
+    def report_use(self, request: wire.ReportUse) -> None:
+        for mount, reads, count in request.hits:
+            totals = self.hits.setdefault(mount, [0, 0])
+            totals[0] += reads
+            totals[1] += count
+
+    async def fill_many(self, request: wire.FillMany) -> wire.FilledMany:
+        return wire.FilledMany(
+            tuple(await asyncio.gather(*(self._fill_item(*item) for item in request.items)))
+        )
+
+    async def _fill_item(self, path: str, offset: int, length: int | None) -> wire.Failure | None:
+        try:
+            located = self.mounts.locate(path)
+            found = await self.names.lookup(located)
+            if found.kind is not Kind.FILE:
+                return None  # the client's own look-up says what it is instead
+            length = found.size_bytes if length is None else length
+            await self.filler.ensure(self.target(located, found.token), [(offset, length)])
+        except (NotCached, StaleHandle):
+            return None  # the client reads this one by itself
+        except (TiercacheError, OSError) as error:
+            return failure(error, path)
+        return None
+
+    async def _version_changed(self, target: Target) -> None:
+        located = self.mounts.locate(target.path)
+        await self.names.lookup(located, revalidate=True)
+
+    async def report_corrupt(self, request: wire.ReportCorrupt) -> wire.Done:
+        """Look at the pages ourselves; drop those that are bad, and count them."""
+        located = self.mounts.locate(request.path)
+        record = self.index.get_object(located.digest)
+        if record is None or record.data_id != request.data_id:
+            return wire.Done()
+        bad = [page for page in request.pages if self._is_bad(record, page)]
+        if bad and record.packed:
+            self.contents.drop_object(record)
+            self.index.put_object(located.digest, without_data(record))
+        elif bad:
+            for page in bad:
+                self.chunks.drop(record.data_id, page, page + 1)
+        if bad:
+            log.error("dropped %d corrupt pages of %s", len(bad), request.path)
+            self.corrupt_pages += len(bad)
+            self._state.bump_epoch()
+            await self.index.flush()
+        return wire.Done(len(bad))
+
+    def _is_bad(self, record: records.ObjectRecord, page: int) -> bool:
+        length = min(PAGE_BYTES, record.size_bytes - page * PAGE_BYTES)
+        if record.packed:
+            extent_id, offset = record.extents[0][0], record.pack_offset + page * PAGE_BYTES
+            expected = record.crcs[page * 4 : page * 4 + 4]
+        else:
+            number, inside = divmod(page * PAGE_BYTES, record.extent_bytes)
+            extent_id, offset = record.extents[number][0], inside
+            if not self.chunks.has(record.data_id, page):
+                return False
+            expected = self.chunks.crc(record.data_id, page)
+        try:
+            data = self._extents.read(extent_id, offset, length)
+        except OSError:
+            return True
+        return checksums(memoryview(data)) != expected or len(data) != length
+
+    async def local_path(self, request: wire.LocalPath) -> wire.Local:
+        """Make the object one file with exactly its bytes, whole and (if asked) pinned."""
+        located = self.mounts.locate(request.path)
+        found = await self.names.lookup(located)
+        if found.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory has no local file", path=request.path)
+        if found.kind is Kind.ABSENT:
+            raise NotFound("no such object", path=request.path)
+        if request.pin:
+            self.pins.add(PinRecord(located.path, located.origin.url, located.key, False))
+            self.contents.refresh_pins()
+        target = self.target(located, found.token)
+        try:
+            await self.filler.ensure(target, [(0, found.size_bytes)])
+            record = self.filler.record_of(target)
+            if not record.size_bytes:
+                record = self.contents.lay_out(located.digest, record)
+                record, _ = self.contents.extent_for(located.digest, record, 0)
+            record = await self.contents.make_single(located.digest, record)
+        except (NotCached, CacheFull) as error:
+            raise CacheFull(
+                f"no room for the whole object: {error}",
+                path=request.path,
+                remedy="raise cache.capacity or unpin something",
+            ) from error
+        self._state.bump_epoch()
+        await self.index.flush()
+        return wire.Local(self._extents.path(record.extents[0][0]))
+
+    # -- changing ---------------------------------------------------------------------------
+
+    async def remove(self, request: wire.Remove) -> wire.Done:
+        located = self.mounts.locate(request.path)
+        if not request.recursive:
+            await self.writes.remove(located)
+            return wire.Done(1)
+        gate = asyncio.Semaphore(REMOVE_CONCURRENCY)
+
+        async def one(key: str) -> None:
+            async with gate:
+                await self.writes.remove_known(self.mounts.sibling(located, key))
+
+        removed = 0
+        found = await self.names.lookup(located, revalidate=True)
+        if found.kind is Kind.FILE:
+            await one(located.key)
+            removed += 1
+        prefix = located.directory_prefix
+        async for page in located.origin.list(prefix, recursive=True):
+            await asyncio.gather(*(one(info.key) for info in page.objects))
+            removed += len(page.objects)
+        if not removed:
+            raise NotFound("no such object or directory", path=request.path)
+        return wire.Done(removed)
+
+    async def copy(self, request: wire.CopyObject) -> wire.Done:
+        source = self.mounts.locate(request.source)
+        target = self.mounts.locate(request.target)
+        if source.origin is not target.origin:
+            raise Unsupported("a server-side copy needs one origin", path=request.target)
+        await self.writes.copy(source, target)
+        if request.remove_source:
+            await self.writes.remove_known(source)
+        return wire.Done(1)
+
+    async def pin(self, request: wire.Pin) -> wire.Done:
+        located = self.mounts.locate(request.path)
+        found = await self.names.lookup(located)
+        if found.kind is Kind.ABSENT:
+            raise NotFound("no such object or directory", path=request.path)
+        tree = found.kind is Kind.DIRECTORY
+        self.pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
+        self.contents.refresh_pins()
+        await self.index.flush()
+        return wire.Done(1)
+
+    async def unpin(self, request: wire.Unpin) -> wire.Done:
+        removed = self.pins.remove(self.mounts.locate(request.path).path)
+        if not removed:
+            raise NotFound(
+                "not pinned", path=request.path, remedy="tiercache status lists the pins"
+            )
+        self.contents.refresh_pins()
+        await self.index.flush()
+        return wire.Done(1)
+
+    async def evict(self, request: wire.Evict) -> wire.Done:
+        """Drop the bytes of a name, or of all names below it; pinned ones too: it was asked."""
+        located = self.mounts.locate(request.path)
+        dropped = self.names.evict(located)
+        for sibling in self._known_below(located):
+            dropped += self.names.evict(sibling)
+        self._state.bump_epoch()
+        await self.index.flush()
+        await self._drop_dead_packs()
+        return wire.Done(dropped)
+
+    async def _drop_dead_packs(self) -> None:
+        self.packs.seal()
+        for state in list(self.space.live.values()):
+            if state.is_pack and not state.busy and state.sealed:
+                if not self.contents.members(state):
+                    await self.space.evict(state)
+
+    def _known_below(self, located: Located) -> list[Located]:
+        prefix = located.directory_prefix
+        found = []
+        for _, raw in self.index.scan(b"o"):
+            record = records.decode_object(raw)
+            if record.origin == located.origin.url and record.key.startswith(prefix):
+                if record.key != located.key:
+                    found.append(self.mounts.sibling(located, record.key))
+        return found
+
+    async def invalidate(self, request: wire.Invalidate) -> wire.Done:
+        """Forget how fresh this name, all below it and their listings are; the bytes stay."""
+        located = self.mounts.locate(request.path)
+        known = [located, *self._known_below(located)]
+        for sibling in known:
+            self.names.forget(sibling)
+        for key, raw in list(self.index.scan(b"l")):
+            part = records.decode_listing(raw)
+            inside = part.prefix.startswith(located.directory_prefix)
+            if part.origin == located.origin.url and inside:
+                self.index.put(key, None)
+        self.names.forget_listings(located.origin.url, located.key)
+        self._state.bump_epoch()
+        await self.index.flush()
+        return wire.Done(len(known))
+
+
+def failure(error: BaseException, path: str = "") -> wire.Failure:
+    """Return the wire form of an error. Builtin OSErrors of the device keep their text."""
+    if isinstance(error, TiercacheError):
+        return wire.Failure(
+            type(error).__name__, error.message, error.path or path, error.remedy
+        )
+    return wire.Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")

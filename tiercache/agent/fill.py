@@ -1,0 +1,314 @@
+"""Filling: missing pages are fetched once, whoever asks, and become present when they are whole.
+
+A page is fetched by one GET however many readers wait for it, and the fetch belongs to nobody: a
+reader that is killed leaves it running for the others. Order within a run: reserve memory and
+space, GET with the version pinned, write and checksum, put the index, commit, wake the waiters.
+Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import msgspec
+
+from tiercache.agent.chunks import Chunks, checksums
+from tiercache.agent.contents import Contents
+from tiercache.agent.device import Device, NotCached
+from tiercache.agent.index import Index
+from tiercache.agent.memory import MemoryBudget
+from tiercache.agent.space import ExtentState, Space
+from tiercache.errors import CacheFull, PreconditionFailed, StaleHandle
+from tiercache.model import PAGE_BYTES
+from tiercache.policy import pages
+from tiercache.ports import Buffer, ExtentStore, Origin
+from tiercache.records import ObjectRecord
+
+# Runs up to this size are written on the loop: a thread hop costs as much as the write.
+INLINE_WRITE_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One object version to be filled. ``digest`` is the hash of its name."""
+
+    origin: Origin
+    digest: bytes
+    key: str
+    token: str
+    path: str
+    mount: str
+
+
+class Filler:
+    """Single flight by page for large objects, by object for small ones."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        space: Space,
+        chunks: Chunks,
+        contents: Contents,
+        extents: ExtentStore,
+        memory: MemoryBudget,
+        device: Device,
+        executor: Executor,
+    ) -> None:
+        self._index = index
+        self._space = space
+        self._chunks = chunks
+        self._contents = contents
+        self._extents = extents
+        self._memory = memory
+        self._device = device
+        self._executor = executor
+        self._pages: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._objects: dict[tuple[bytes, str], asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Set by the engine: called when an origin says that the version has changed.
+        self.version_changed: Callable[[Target], Coroutine[None, None, None]]
+        # Bytes by mount
+        self.filled: dict[str, int] = {}
+        self.read_through_total: dict[str, int] = {}
+
+    # -- the record of a version ------------------------------------------------------------
+
+    def record_of(self, target: Target) -> ObjectRecord:
+        """Return the record of this very version. Raises StaleHandle where the name has moved."""
+        record = self._index.get_object(target.digest)
+        if record is None or record.token != target.token:
+            raise StaleHandle("the version of this handle is gone", path=target.path)
+        return record
+
+    # -- demand -----------------------------------------------------------------------------
+
+    async def ensure(self, target: Target, spans: Iterable[tuple[int, int]]) -> None:
+        """Make all bytes of ``spans`` ((offset, length)) present and durable in the index.
+
+        Raises NotCached where the device has no room or fails, StaleHandle where the version is
+        gone, and the origin's errors.
+        """
+        waits = self.begin(target, spans)
+        if waits:
+            await asyncio.wait(waits)
+            for task in waits:
+                if task.cancelled():
+                    raise NotCached("the agent is stopping")
+                error = task.exception()
+                if error is not None:
+                    raise error
+
+    def begin(
+        self, target: Target, spans: Iterable[tuple[int, int]]
+    ) -> set[asyncio.Task[None]]:
+        """Start what is missing and return the tasks to wait for; read-ahead ignores them."""
+        if not self._device.usable:
+            raise NotCached("the cache device is not usable")
+        record = self.record_of(target)
+        if record.size_bytes == 0:
+            return set()
+        if self._space.placement.is_small(record.size_bytes):
+            return set() if record.packed else {self.begin_small(target)}
+        record = self._contents.lay_out(target.digest, record)
+        waits: set[asyncio.Task[None]] = set()
+        for offset, length in spans:
+            end = min(offset + length, record.size_bytes)
+            if offset < end:
+                first, last = pages.page_span(offset, end - offset)
+                self._begin_pages(target, record, (first, last), waits)
+        return waits
+
+    def _begin_pages(
+        self,
+        target: Target,
+        record: ObjectRecord,
+        span: tuple[int, int],
+        waits: set[asyncio.Task[None]],
+    ) -> None:
+        data_id = record.data_id
+
+        def is_missing(page: int) -> bool:
+            running = self._pages.get((data_id, page))
+            if running is not None:
+                waits.add(running)
+                return False
+            return not self._chunks.has(data_id, page)
+
+        runs = pages.missing_runs(
+            *span, is_missing, boundary_pages=record.extent_bytes // PAGE_BYTES
+        )
+        for run in runs:
+            task = self._spawn(self._fill_run(target, record, run))
+            for page in range(*run):
+                self._pages[data_id, page] = task
+            task.add_done_callback(lambda _, run=run: self._forget(data_id, run))  # type: ignore[misc]  # default binds the loop variable
+            waits.add(task)
+
+    def _forget(self, data_id: int, run: tuple[int, int]) -> None:
+        for page in range(*run):
+            self._pages.pop((data_id, page), None)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved: read-ahead has nobody else who would
+
+    # -- large objects ----------------------------------------------------------------------
+
+    async def _fill_run(self, target: Target, record: ObjectRecord, run: tuple[int, int]) -> None:
+        first, end = run
+        start = first * PAGE_BYTES
+        stop = min(end * PAGE_BYTES, record.size_bytes)
+        state = self._extent(target, first * PAGE_BYTES // record.extent_bytes)
+        state.busy += 1
+        reserved = 0
+        try:
+            async with self._memory.hold(stop - start):
+                await self._reserve(stop - start)
+                reserved = stop - start
+                data = await self._get(target, start, stop)
+                crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
+            self.record_of(target)  # replaced meanwhile: its pages must not come back
+            self._chunks.mark(state.data_id, first, crcs)
+            self._space.settle(state, reserved)
+            reserved = 0
+            _count(self.filled, target.mount, stop - start)
+            await self._device.durable(self._index.flush())
+        finally:
+            state.busy -= 1
+            if reserved:
+                self._space.settle(state, reserved)
+
+    def _extent(self, target: Target, number: int) -> ExtentState:
+        record = self.record_of(target)
+        try:
+            return self._contents.extent_for(target.digest, record, number)[1]
+        except (OSError, CacheFull) as error:
+            raise self._device.refused(error) from error
+
+    async def _reserve(self, count: int) -> None:
+        try:
+            # A tail is rounded up to a block.
+            await self._space.reserve(count)
+        except CacheFull as error:
+            raise NotCached(str(error)) from error
+
+    async def _get(self, target: Target, start: int, stop: int) -> Buffer:
+        try:
+            fetched = await target.origin.get(
+                target.key, start=start, end=stop, token=target.token
+            )
+        except (PreconditionFailed, FileNotFoundError) as error:
+            await self.version_changed(target)
+            raise StaleHandle(
+                "the object was replaced at its origin", path=target.path
+            ) from error
+        return fetched.data
+
+    async def _write(self, state: ExtentState, offset: int, data: Buffer) -> bytes:
+        view = memoryview(data)
+        try:
+            if len(view) <= INLINE_WRITE_BYTES:
+                return self._write_now(state.id, offset, view)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._write_now, state.id, offset, view
+            )
+        except FileNotFoundError as error:
+            raise StaleHandle("the extent was dropped while it was filled") from error
+        except OSError as error:
+            raise self._device.refused(error) from error
+
+    def _write_now(self, extent_id: int, offset: int, view: memoryview) -> bytes:
+        crcs = checksums(view)
+        self._extents.write(extent_id, offset, view)
+        return crcs
+
+    # -- small objects ----------------------------------------------------------------------
+
+    def begin_small(self, target: Target) -> asyncio.Task[None]:
+        """Fetch a small object whole into a pack, once for all who ask."""
+        key = (target.digest, target.token)
+        task = self._objects.get(key)
+        if task is None:
+            task = self._spawn(self._fill_small(target))
+            self._objects[key] = task
+            task.add_done_callback(lambda _: self._objects.pop(key, None))
+        return task
+
+    async def _fill_small(self, target: Target) -> None:
+        record = self.record_of(target)
+        async with self._memory.hold(record.size_bytes):
+            try:
+                # One whole answer names its own version, so no range and no condition.
+                fetched = await target.origin.get(target.key, token=target.token)
+            except (PreconditionFailed, FileNotFoundError) as error:
+                await self.version_changed(target)
+                raise StaleHandle(
+                    "the object was replaced at its origin", path=target.path
+                ) from error
+            await self.store_small(target.digest, record, fetched.data)
+        _count(self.filled, target.mount, record.size_bytes)
+        await self._device.durable(self._index.flush())
+
+    async def store_small(self, digest: bytes, record: ObjectRecord, data: Buffer) -> None:
+        """Append to a pack and put the record; the caller flushes. Raises NotCached."""
+        crcs = checksums(memoryview(data))
+        data_id = self._space.next_id()
+
+        def commit(state: ExtentState, offset: int) -> None:
+            current = self._index.get_object(digest)
+            if current is None or current.token != record.token or current.packed:
+                return  # replaced meanwhile; the appended bytes are dead space
+            slot = state.slot + offset * state.slots // state.length_bytes
+            self._index.put_object(
+                digest,
+                msgspec.structs.replace(
+                    current,
+                    data_id=data_id,
+                    packed=True,
+                    extents=((state.id, slot),),
+                    pack_offset=offset,
+                    crcs=crcs,
+                ),
+            )
+
+        try:
+            await self._contents.packs_for(record).append(data, digest=digest, commit=commit)
+        except CacheFull as error:
+            raise NotCached(str(error)) from error
+        except OSError as error:
+            raise self._device.refused(error) from error
+
+    # -- read-through -----------------------------------------------------------------------
+
+    async def read_through(self, target: Target, offset: int, length: int) -> bytes:
+        """Return bytes straight from the origin, of this version, without caching them."""
+        record = self.record_of(target)
+        stop = min(offset + length, record.size_bytes)
+        if stop <= offset:
+            return b""
+        async with self._memory.hold(stop - offset):
+            data = await self._get(target, offset, stop)
+            _count(self.read_through_total, target.mount, stop - offset)
+            return bytes(data)
+
+    async def stop(self) -> None:
+        """Cancel what is in flight and wait for it to end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _count(totals: dict[str, int], mount: str, count: int) -> None:
+    totals[mount] = totals.get(mount, 0) + count

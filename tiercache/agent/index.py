@@ -1,0 +1,115 @@
+"""The index as the agent sees it: one writer, group commits, and its own writes visible at once.
+
+``put`` is immediate in memory; ``flush`` returns when everything put before it is durable. All
+flushes that arrive while a commit runs share the next one, so that a thousand small fills cost
+tens of commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+
+from tiercache import records
+from tiercache.ports import MetadataStore
+from tiercache.records import ExtentRecord, ObjectRecord
+
+
+class Index:
+    """Owned by the event loop; only ``MetadataStore.commit`` runs on the executor."""
+
+    def __init__(self, store: MetadataStore, executor: Executor) -> None:
+        self._store = store
+        self._executor = executor
+        self._pending: dict[bytes, bytes | None] = {}
+        self._committing: dict[bytes, bytes | None] = {}
+        self._waiting: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.commits = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        if key in self._pending:
+            return self._pending[key]
+        if key in self._committing:
+            return self._committing[key]
+        return self._store.get(key)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """None deletes."""
+        self._pending[key] = value
+
+    def get_object(self, digest: bytes) -> ObjectRecord | None:
+        raw = self.get(records.object_key(digest))
+        return None if raw is None else records.decode_object(raw)
+
+    def put_object(self, digest: bytes, record: ObjectRecord) -> None:
+        self._pending[records.object_key(digest)] = records.encode(record)
+
+    def put_extent(self, extent_id: int, record: ExtentRecord) -> None:
+        self._pending[records.extent_key(extent_id)] = records.encode(record)
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all pairs under ``prefix``, own uncommitted writes included, in key order."""
+        overlay = {
+            key: value
+            for layer in (self._committing, self._pending)
+            for key, value in layer.items()
+            if key.startswith(prefix)
+        }
+        stored = dict(self._store.scan(prefix)) if overlay else None
+        if stored is None:
+            yield from self._store.scan(prefix)
+            return
+        for key in sorted(stored.keys() | overlay.keys()):
+            value = overlay[key] if key in overlay else stored[key]
+            if value is not None:
+                yield key, value
+
+    def delete_prefix(self, prefix: bytes) -> None:
+        for key, _ in list(self.scan(prefix)):
+            self._pending[key] = None
+
+    def delete_all(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self._pending[key] = None
+
+    def size_bytes(self) -> int:
+        return self._store.size_bytes()
+
+    async def flush(self) -> None:
+        """Return when all puts so far are durable. Raises what the commit raised; the writes stay
+        pending then, visible to the agent, and go with the next commit."""
+        if not self._pending and self._task is None:
+            return
+        if self._waiting is None:
+            self._waiting = asyncio.get_running_loop().create_future()
+        waiting = self._waiting
+        if self._task is None:
+            self._task = asyncio.create_task(self._commit_loop())
+        await asyncio.shield(waiting)
+
+    async def _commit_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting is not None:
+                waiting, self._waiting = self._waiting, None
+                self._committing, self._pending = self._pending, {}
+                if not self._committing:
+                    waiting.set_result(None)
+                    continue
+                try:
+                    await loop.run_in_executor(
+                        self._executor, self._store.commit, self._committing
+                    )
+                except Exception as error:  # any failure belongs to the waiters, who count it
+                    self._pending = self._committing | self._pending
+                    self._committing = {}
+                    waiting.set_exception(error)
+                    waiting.exception()  # retrieved, also when every waiter was cancelled
+                    continue
+                self._committing = {}
+                self.commits += 1
+                waiting.set_result(None)
+        finally:
+            self._task = None

@@ -1,0 +1,352 @@
+"""Prefetch jobs: list, compare with what is here, fetch what is missing.
+
+A job keeps no list of what it has done: presence in the cache is the record of it, so a job that
+was interrupted and begins again fetches only what is missing. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from time import monotonic
+
+from tiercache import records
+from tiercache.agent.contents import Contents
+from tiercache.agent.device import NotCached
+from tiercache.agent.fill import Filler, Target
+from tiercache.agent.index import Index
+from tiercache.agent.mounts import Located, Mounts
+from tiercache.agent.names import Names
+from tiercache.agent.pins import Pins
+from tiercache.agent.space import Space
+from tiercache.clock import Clock
+from tiercache.errors import NotFound, TiercacheError
+from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
+from tiercache.policy.globs import GlobFilter
+from tiercache.policy.pages import RUN_PAGES
+from tiercache.records import JobRecord, PinRecord
+from tiercache.wire import Prefetch
+
+RUN_BYTES = RUN_PAGES * 64 * 1024
+# A window of eight runs keeps the measured best concurrency of one object; two objects overlap
+# the end of one with the start of the next.
+WINDOW_BYTES = 8 * RUN_BYTES
+LARGE_IN_FLIGHT = 2
+# Entries waiting between listing and workers: enough to never starve them.
+QUEUE_ENTRIES = 4096
+KEPT_ERRORS = 100
+# Ended jobs that can still be asked for.
+KEPT_JOBS = 100
+
+
+@dataclass(slots=True)
+class _Job:
+    id: str
+    spec: Prefetch
+    globs: GlobFilter
+    started: float = field(default_factory=monotonic)
+    ended: float = 0.0
+    state: JobState = JobState.RUNNING
+    listing_done: bool = False
+    listed: int = 0
+    listed_bytes: int = 0
+    hit: int = 0
+    hit_bytes: int = 0
+    filled: int = 0
+    filled_bytes: int = 0
+    failed: int = 0
+    skipped: int = 0
+    requests: int = 0
+    admitted_bytes: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    message: str = ""
+    error_class: str = ""
+    task: asyncio.Task[None] | None = None
+
+    def progress(self) -> JobProgress:
+        return JobProgress(
+            id=self.id,
+            state=self.state,
+            paths=self.spec.paths,
+            listing_done=self.listing_done,
+            listed=self.listed,
+            listed_bytes=self.listed_bytes,
+            hit=self.hit,
+            hit_bytes=self.hit_bytes,
+            filled=self.filled,
+            filled_bytes=self.filled_bytes,
+            failed=self.failed,
+            skipped=self.skipped,
+            requests=self.requests,
+            elapsed_s=(self.ended or monotonic()) - self.started,
+            errors=tuple(self.errors),
+            message=self.message,
+            error_class=self.error_class,
+            pin=self.spec.pin,
+            dry_run=self.spec.dry_run,
+            ended=bool(self.ended),
+        )
+
+    def note_error(self, path: str, error: Exception) -> None:
+        self.failed += 1
+        if len(self.errors) < KEPT_ERRORS:
+            self.errors.append((path, str(error)))
+        self.error_class = self.error_class or type(error).__name__
+
+
+class Jobs:
+    """All jobs of this agent."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        mounts: Mounts,
+        names: Names,
+        filler: Filler,
+        contents: Contents,
+        space: Space,
+        pins: Pins,
+        clock: Clock,
+    ) -> None:
+        self._index = index
+        self._mounts = mounts
+        self._names = names
+        self._filler = filler
+        self._contents = contents
+        self._space = space
+        self._pins = pins
+        self._clock = clock
+        self._jobs: dict[str, _Job] = {}
+        self._large = asyncio.Semaphore(LARGE_IN_FLIGHT)
+        self._stopping = False
+
+    @property
+    def running(self) -> int:
+        return sum(job.state is JobState.RUNNING for job in self._jobs.values())
+
+    def resume(self) -> None:
+        """Start again the background jobs that a former agent did not end."""
+        for _, raw in list(self._index.scan(b"j")):
+            record = records.decode_job(raw)
+            spec = Prefetch(
+                paths=record.paths,
+                include=record.include,
+                exclude=record.exclude,
+                pin=record.pin,
+                max_bytes=record.max_bytes,
+                concurrency=record.concurrency,
+            )
+            self._start(record.id, spec)
+
+    async def start(self, spec: Prefetch) -> JobProgress:
+        """Begin a job and return its first state. Raises ConfigError for a bad pattern."""
+        job_id = secrets.token_hex(4)
+        if spec.background and not spec.dry_run:
+            record = JobRecord(
+                id=job_id,
+                paths=spec.paths,
+                include=spec.include,
+                exclude=spec.exclude,
+                pin=spec.pin,
+                max_bytes=spec.max_bytes,
+                concurrency=spec.concurrency,
+            )
+            self._index.put(records.job_key(job_id), records.encode(record))
+        return self._start(job_id, spec).progress()
+
+    def _start(self, job_id: str, spec: Prefetch) -> _Job:
+        job = _Job(job_id, spec, GlobFilter(spec.include, spec.exclude))
+        self._jobs[job_id] = job
+        ended = [other.id for other in self._jobs.values() if other.ended]
+        for old in ended[: max(0, len(ended) - KEPT_JOBS)]:
+            del self._jobs[old]
+        job.task = asyncio.create_task(self._run(job))
+        return job
+
+    def _job(self, job_id: str) -> _Job:
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise NotFound(f"no job {job_id}", remedy="tiercache status lists the jobs")
+        return job
+
+    async def query(self, job_id: str, wait_s: float) -> JobProgress:
+        """Return the job's state, waiting up to ``wait_s`` for it to end."""
+        job = self._job(job_id)
+        if wait_s > 0 and job.task is not None and not job.ended:
+            await asyncio.wait({job.task}, timeout=wait_s)
+        return job.progress()
+
+    async def cancel(self, job_id: str) -> JobProgress:
+        job = self._job(job_id)
+        if job.task is not None and not job.ended:
+            job.task.cancel()
+            await asyncio.gather(job.task, return_exceptions=True)
+        return job.progress()
+
+    def all(self) -> list[JobProgress]:
+        return [job.progress() for job in self._jobs.values()]
+
+    # -- running ----------------------------------------------------------------------------
+
+    async def _run(self, job: _Job) -> None:
+        try:
+            await self._work(job)
+            if job.state is JobState.RUNNING:
+                job.state = JobState.FAILED if job.failed else JobState.DONE
+        except asyncio.CancelledError:
+            job.state = JobState.CANCELLED
+            job.message = "cancelled"
+        except (TiercacheError, OSError) as error:
+            job.state = JobState.FAILED
+            job.message = str(error)
+            job.error_class = type(error).__name__
+        finally:
+            job.ended = monotonic()
+            stopping = job.state is JobState.CANCELLED and self._stopping
+            if not stopping:
+                self._index.put(records.job_key(job.id), None)
+            if job.spec.pin:
+                self._contents.refresh_pins()
+        with contextlib.suppress(OSError):  # the device's trouble is shown by its next user
+            await self._index.flush()
+
+    async def stop(self) -> None:
+        """Cancel all; background jobs stay recorded and go on with the next agent."""
+        self._stopping = True
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self, job: _Job) -> None:
+        queue: asyncio.Queue[tuple[Located, Entry] | None] = asyncio.Queue(QUEUE_ENTRIES)
+        workers = [
+            asyncio.create_task(self._worker(job, queue)) for _ in range(job.spec.concurrency)
+        ]
+        try:
+            for path in job.spec.paths:
+                async for located, entry in self._expand(job, path):
+                    await queue.put((located, entry))
+            job.listing_done = True
+            for _ in workers:
+                await queue.put(None)
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _expand(self, job: _Job, path: str) -> AsyncIterator[tuple[Located, Entry]]:
+        for mounted in self._mounts.below(path):
+            async for item in self._expand_one(job, mounted):
+                yield item
+        if not self._mounts.is_virtual(path):
+            async for item in self._expand_one(job, path):
+                yield item
+
+    async def _expand_one(self, job: _Job, path: str) -> AsyncIterator[tuple[Located, Entry]]:
+        located = self._mounts.locate(path)
+        found = await self._names.lookup(located)
+        if found.kind is Kind.FILE:
+            self._pin(job, located, tree=False)
+            job.listed += 1
+            job.listed_bytes += found.size_bytes
+            yield (
+                located,
+                Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s),
+            )
+            return
+        if found.kind is Kind.ABSENT:
+            raise NotFound("no such object or directory", path=path)
+        self._pin(job, located, tree=True)
+        async for entries in self._names.walk(located):
+            for entry in entries:
+                if entry.kind is Kind.FILE and job.globs.matches(entry.name):
+                    job.listed += 1
+                    job.listed_bytes += entry.size_bytes
+                    key = located.directory_prefix + entry.name
+                    yield self._mounts.sibling(located, key), entry
+
+    def _pin(self, job: _Job, located: Located, *, tree: bool) -> None:
+        if job.spec.pin and not job.spec.dry_run:
+            self._pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
+
+    async def _worker(
+        self, job: _Job, queue: asyncio.Queue[tuple[Located, Entry] | None]
+    ) -> None:
+        while (item := await queue.get()) is not None:
+            located, entry = item
+            try:
+                await self._one(job, located, entry)
+            except NotCached as error:
+                job.skipped += 1
+                self._limit(job, str(error))
+            except (TiercacheError, OSError) as error:
+                job.note_error(located.path, error)
+
+    async def _one(self, job: _Job, located: Located, entry: Entry) -> None:
+        record = self._index.get_object(located.digest)
+        if record is not None and record.token == entry.token and self._contents.is_whole(record):
+            job.hit += 1
+            job.hit_bytes += entry.size_bytes
+            return
+        present = 0
+        if record is not None and record.token == entry.token:
+            present = self._contents.cached_bytes(record)
+        missing = entry.size_bytes - present
+        if not self._admit(job, missing):
+            job.skipped += 1
+            return
+        requests = 1 if self._small(entry) else -(-missing // RUN_BYTES)
+        if not job.spec.dry_run:
+            await self._fill(located, entry)
+        job.requests += requests
+        job.filled += 1
+        job.filled_bytes += missing
+
+    def _small(self, entry: Entry) -> bool:
+        return self._space.placement.is_small(entry.size_bytes)
+
+    def _admit(self, job: _Job, missing: int) -> bool:
+        """A job never evicts what it has just fetched: it ends where the cache is full of it."""
+        job.admitted_bytes += missing
+        if job.spec.max_bytes is not None and job.admitted_bytes > job.spec.max_bytes:
+            job.admitted_bytes -= missing
+            self._limit(job, f"--max-bytes of {job.spec.max_bytes} reached")
+            return False
+        space = self._space
+        room = space.capacity_bytes - space.headroom_bytes - space.ledger.overhead_bytes
+        if job.admitted_bytes + job.hit_bytes > room:
+            job.admitted_bytes -= missing
+            self._limit(job, f"the cache holds {room} bytes at most; raise cache.capacity")
+            return False
+        return True
+
+    def _limit(self, job: _Job, message: str) -> None:
+        job.state = JobState.LIMIT
+        job.message = message
+        job.error_class = "CacheFull"
+
+    async def _fill(self, located: Located, entry: Entry) -> None:
+        info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+        record = self._index.get_object(located.digest)
+        if record is None or record.token != entry.token:
+            self._names.learn(located, Kind.FILE, info, self._clock.now())
+        target = Target(
+            origin=located.origin,
+            digest=located.digest,
+            key=located.key,
+            token=entry.token,
+            path=located.path,
+            mount=located.mount.path,
+        )
+        if self._small(entry):
+            await self._filler.ensure(target, [(0, entry.size_bytes)])
+            return
+        for start in range(0, entry.size_bytes, WINDOW_BYTES):
+            async with self._large:
+                await self._filler.ensure(target, [(start, WINDOW_BYTES)])

@@ -1,0 +1,129 @@
+"""The agent's mounts: paths to origins that are open, and the origins themselves.
+
+Clients bring their mounts along; what contradicts a mount that stands is refused. Owned by the
+event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tiercache import records
+from tiercache.errors import ConfigError, IsADirectory
+from tiercache.policy.mounts import MountTable
+from tiercache.policy.urls import OriginUrl
+from tiercache.ports import Origin
+from tiercache.settings import MountSettings, ProfileSettings
+
+OpenOrigin = Callable[[OriginUrl, ProfileSettings], Origin]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """One namespace path, resolved: which name of which origin it is."""
+
+    mount: MountSettings
+    origin: Origin
+    key: str
+    path: str
+    digest: bytes
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is the mount's own directory, which exists whatever the origin holds."""
+        return self.path.rstrip("/") == self.mount.path
+
+    @property
+    def directory_prefix(self) -> str:
+        """The prefix under which this name's children lie."""
+        return self.key if not self.key or self.key.endswith("/") else self.key + "/"
+
+
+class Mounts:
+    """Mount table and open origins."""
+
+    def __init__(
+        self,
+        mounts: Iterable[MountSettings],
+        profiles: dict[str, ProfileSettings],
+        open_origin: OpenOrigin,
+    ) -> None:
+        self._mounts = {mount.path: mount for mount in mounts}
+        self._profiles = dict(profiles)
+        self._open_origin = open_origin
+        self._origins: dict[tuple[str, str, str], Origin] = {}
+        self._table = MountTable(self._mounts.values(), self._profiles)
+
+    @property
+    def all(self) -> tuple[MountSettings, ...]:
+        return tuple(self._mounts.values())
+
+    @property
+    def origins(self) -> list[Origin]:
+        return list(self._origins.values())
+
+    def add(
+        self, mounts: Iterable[MountSettings], profiles: Iterable[ProfileSettings]
+    ) -> None:
+        """Take over what a client is configured with. Raises ConfigError, changing nothing, where
+        a path or profile name stands for something else already."""
+        new_mounts, new_profiles = dict(self._mounts), dict(self._profiles)
+        for profile in profiles:
+            known = new_profiles.setdefault(profile.name, profile)
+            if known != profile:
+                raise ConfigError(
+                    f"profile {profile.name!r} differs from the one the running agent has",
+                    remedy="use one configuration a cache directory, or restart the agent: "
+                    "tiercache agent stop",
+                )
+        for mount in mounts:
+            standing = new_mounts.setdefault(mount.path, mount)
+            if standing != mount:
+                raise ConfigError(
+                    f"mount {mount.path} is {standing.origin} ({standing.consistency}) in the "
+                    f"running agent, not {mount.origin} ({mount.consistency})",
+                    remedy="use one configuration a cache directory, or restart the agent: "
+                    "tiercache agent stop",
+                )
+        if new_mounts != self._mounts or new_profiles != self._profiles:
+            self._mounts, self._profiles = new_mounts, new_profiles
+            self._table = MountTable(self._mounts.values(), self._profiles)
+
+    def locate(self, path: str) -> Located:
+        """Resolve a path or URL. Raises NotFound or ConfigError where nothing is mounted there."""
+        resolved = self._table.resolve(path)
+        origin = self._origin(resolved.mount, resolved.origin)
+        digest = records.name_hash(origin.url, resolved.key)
+        return Located(resolved.mount, origin, resolved.key, resolved.path, digest)
+
+    def sibling(self, located: Located, key: str) -> Located:
+        """Return another key of the same mount; ``path`` is the one it has there."""
+        digest = records.name_hash(located.origin.url, key)
+        path = self._table.path_of(located.mount, key)
+        return Located(located.mount, located.origin, key, path, digest)
+
+    def below(self, path: str) -> list[str]:
+        """Return the paths of the mounts strictly below a directory."""
+        above = path.rstrip("/") + "/"
+        return sorted(mount for mount in self._mounts if mount.startswith(above))
+
+    def is_virtual(self, path: str) -> bool:
+        """Return whether the path is a directory above mounts and of no origin itself."""
+        try:
+            self._table.resolve(path)
+        except IsADirectory:
+            return True
+        return False
+
+    def _origin(self, mount: MountSettings, url: OriginUrl) -> Origin:
+        name = (url.scheme, url.bucket, mount.profile)
+        origin = self._origins.get(name)
+        if origin is None:
+            origin = self._open_origin(url, self._profiles[mount.profile])
+            self._origins[name] = origin
+        return origin
+
+    async def close(self) -> None:
+        for origin in self._origins.values():
+            await origin.close()

@@ -1,0 +1,51 @@
+"""Pins: which names are never evicted. A pin names a path; it covers all versions, now and later."""
+
+from __future__ import annotations
+
+from tiercache import records
+from tiercache.agent.index import Index
+from tiercache.records import PinRecord
+
+
+class Pins:
+    """All pins, in memory and in the index. Owned by the event loop."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._by_path: dict[str, PinRecord] = {}
+        self._exact: set[tuple[str, str]] = set()
+        self._trees: list[tuple[str, str]] = []
+        for _, raw in index.scan(b"p"):
+            record = records.decode_pin(raw)
+            self._by_path[record.path] = record
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._exact = {(p.origin, p.prefix) for p in self._by_path.values()}
+        self._trees = [
+            (p.origin, p.prefix.rstrip("/") + "/" if p.prefix else "")
+            for p in self._by_path.values()
+            if p.tree
+        ]
+
+    @property
+    def paths(self) -> list[str]:
+        return sorted(self._by_path)
+
+    def add(self, record: PinRecord) -> None:
+        self._by_path[record.path] = record
+        self._index.put(records.pin_key(record.path), records.encode(record))
+        self._rebuild()
+
+    def remove(self, path: str) -> bool:
+        """Return whether there was such a pin."""
+        if self._by_path.pop(path, None) is None:
+            return False
+        self._index.put(records.pin_key(path), None)
+        self._rebuild()
+        return True
+
+    def covers(self, origin: str, key: str) -> bool:
+        if (origin, key) in self._exact:
+            return True
+        return any(o == origin and key.startswith(prefix) for o, prefix in self._trees)

@@ -1,0 +1,245 @@
+"""The socket: frames in, engine calls, frames out. A peer that talks nonsense is dropped alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tiercache import wire
+from tiercache.agent.directory import CacheDirectory
+from tiercache.agent.engine import Engine, failure
+from tiercache.agent.names import found
+from tiercache.agent.status import status_body
+from tiercache.clock import Clock
+from tiercache.errors import FormatError, TiercacheError
+from tiercache.version import __version__
+
+log = logging.getLogger("tiercache.agent")
+
+_UCRED = struct.Struct("3i")
+# Whole runs pass through the stream's buffer; a small one would stop the peer every 64 KiB.
+STREAM_BYTES = 1 << 20
+# A request is one frame; a peer that stops in the middle of one is dropped after this.
+HALF_FRAME_S = 10.0
+# A long poll of a job ends at the latest after this, so that a dead peer is noticed.
+MAX_WAIT_S = 30.0
+
+
+@dataclass(slots=True)
+class Peer:
+    """One connection."""
+
+    pid: int
+    uid: int
+    version: str = ""
+    requests: int = 0
+
+
+class Server:
+    """Serves one engine on one socket. Owned by the event loop."""
+
+    def __init__(self, engine: Engine, directory: CacheDirectory, clock: Clock) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._clock = clock
+        self._server: asyncio.AbstractServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.peers: dict[int, Peer] = {}
+        self._next_peer = 0
+        self.stopping = asyncio.Event()
+        self.dropped_peers = 0
+        self.internal_errors = 0
+        self._idle_since_s = clock.now()
+        self._handlers: dict[type, Callable[..., Awaitable[wire.Response]]] = {
+            wire.Lookup: engine.lookup,
+            wire.Fill: engine.fill,
+            wire.FillMany: engine.fill_many,
+            wire.ReadThrough: engine.read_through,
+            wire.ListNames: engine.list,
+            wire.Remove: engine.remove,
+            wire.CopyObject: engine.copy,
+            wire.Pin: engine.pin,
+            wire.Unpin: engine.unpin,
+            wire.Evict: engine.evict,
+            wire.Invalidate: engine.invalidate,
+            wire.ReportCorrupt: engine.report_corrupt,
+            wire.WriteBegin: self._write_begin,
+            wire.WriteData: self._write_data,
+            wire.WriteFinish: self._write_finish,
+            wire.WriteAbort: self._write_abort,
+            wire.Prefetch: self._prefetch,
+            wire.JobQuery: self._job_query,
+            wire.JobCancel: self._job_cancel,
+            wire.StatusQuery: self._status,
+            wire.LocalPath: engine.local_path,
+            wire.MountList: self._mounts,
+            wire.Shutdown: self._shutdown,
+        }
+
+    async def start(self) -> None:
+        """Bind the socket, replacing one that a dead agent left. The caller holds the lock."""
+        listener = bind(self._directory.socket)
+        self._server = await asyncio.start_unix_server(
+            self._accept, sock=listener, limit=STREAM_BYTES
+        )
+
+    async def stop(self) -> None:
+        """Stop accepting, end the connections, remove the socket."""
+        if self._server is not None:
+            self._server.close()
+        Path(self._directory.socket).unlink(missing_ok=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def idle_s(self) -> float:
+        """How long there has been neither a client nor a job."""
+        if self.peers or self._engine.jobs.running:
+            self._idle_since_s = self._clock.now()
+        return self._clock.now() - self._idle_since_s
+
+    # -- connections ------------------------------------------------------------------------
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        number, self._next_peer = self._next_peer, self._next_peer + 1
+        try:
+            peer = self._peer(writer)
+            if peer.uid not in (os.geteuid(), 0):
+                log.warning("refused a peer of user %d", peer.uid)
+                return
+            self.peers[number] = peer
+            await self._serve(peer, reader, writer)
+        except (FormatError, msgspec.DecodeError, TimeoutError) as error:
+            self.dropped_peers += 1
+            log.warning("dropped a peer that talks nonsense: %s", error)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the peer has gone, or we are going
+        finally:
+            self.peers.pop(number, None)
+            self._tasks.discard(task)
+            writer.close()
+
+    def _peer(self, writer: asyncio.StreamWriter) -> Peer:
+        sock = writer.get_extra_info("socket")
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _ = _UCRED.unpack(raw)
+        return Peer(pid=pid, uid=uid)
+
+    async def _serve(
+        self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            header = await reader.readexactly(wire.HEADER.size)
+            length = wire.parse_header(header)
+            async with asyncio.timeout(HALF_FRAME_S):
+                body = await reader.readexactly(length)
+            request = wire.decode_request(body)
+            peer.requests += 1
+            if isinstance(request, wire.Advise):
+                self._engine.advise(request)
+                continue
+            if isinstance(request, wire.ReportUse):
+                self._engine.report_use(request)
+                continue
+            writer.write(wire.frame(await self._answer(peer, request)))
+            await writer.drain()
+
+    async def _answer(self, peer: Peer, request: wire.Request) -> wire.Response:
+        path = getattr(request, "path", "")
+        try:
+            if isinstance(request, wire.Hello):
+                return self._hello(peer, request)
+            return await self._handlers[type(request)](request)
+        except (TiercacheError, OSError) as error:
+            return failure(error, path)
+        except Exception as error:  # the request handler's top: one request fails, and is logged
+            self.internal_errors += 1
+            log.exception("internal error in %s", type(request).__name__)
+            return failure(error, path)
+
+    # -- requests that are not the engine's alone -------------------------------------------
+
+    def _hello(self, peer: Peer, request: wire.Hello) -> wire.Welcome:
+        peer.version = request.client_version
+        self._engine.mounts.add(request.mounts, request.profiles)
+        return wire.Welcome(__version__, os.getpid(), self._engine.mounts.all)
+
+    async def _write_begin(self, request: wire.WriteBegin) -> wire.WriteStarted:
+        located = self._engine.mounts.locate(request.path)
+        return wire.WriteStarted(self._engine.writes.begin(located, request.mode, request.token))
+
+    async def _write_data(self, request: wire.WriteData) -> wire.Done:
+        await self._engine.writes.data(request.write, request.data)
+        return wire.Done(len(request.data))
+
+    async def _write_finish(self, request: wire.WriteFinish) -> wire.Found:
+        record = await self._engine.writes.finish(request.write)
+        return found(record, record.validated_s)
+
+    async def _write_abort(self, request: wire.WriteAbort) -> wire.Done:
+        await self._engine.writes.abort(request.write)
+        return wire.Done()
+
+    async def _prefetch(self, request: wire.Prefetch) -> wire.Job:
+        return wire.Job(await self._engine.jobs.start(request))
+
+    async def _job_query(self, request: wire.JobQuery) -> wire.Job:
+        wait_s = min(request.wait_s, MAX_WAIT_S)
+        return wire.Job(await self._engine.jobs.query(request.job, wait_s))
+
+    async def _job_cancel(self, request: wire.JobCancel) -> wire.Job:
+        return wire.Job(await self._engine.jobs.cancel(request.job))
+
+    async def _status(self, request: wire.StatusQuery) -> wire.Status:
+        clients = [
+            {"pid": peer.pid, "version": peer.version, "requests": peer.requests}
+            for peer in self.peers.values()
+        ]
+        return wire.Status(
+            status_body(
+                self._engine,
+                clients=clients,
+                dropped_peers=self.dropped_peers,
+                internal_errors=self.internal_errors,
+            )
+        )
+
+    async def _mounts(self, request: wire.MountList) -> wire.Mounts:
+        return wire.Mounts(self._engine.mounts.all)
+
+    async def _shutdown(self, request: wire.Shutdown) -> wire.Done:
+        self.stopping.set()
+        return wire.Done()
+
+
+def bind(path: str) -> socket.socket:
+    """Return a listening socket at ``path``, mode 0600. A path too long for the kernel is bound
+    through its directory's descriptor."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    Path(path).unlink(missing_ok=True)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+        with contextlib.suppress(OSError):
+            os.close(folder)
+    listener.listen(1024)
+    return listener

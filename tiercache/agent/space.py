@@ -1,0 +1,353 @@
+"""Space on the cache device: reserving it, giving it out as extents, and taking it back.
+
+Everything on the device belongs to one ``ExtentState`` here or lies in the trash waiting for its
+last reader. Capacity is reserved before a byte is written; where there is none, SIEVE names an
+extent to evict. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from tiercache import records
+from tiercache.agent.index import Index
+from tiercache.agent.pins import Pins
+from tiercache.errors import CacheFull
+from tiercache.policy.eviction import Sieve
+from tiercache.policy.ledger import Ledger
+from tiercache.policy.placement import Placement
+from tiercache.ports import ExtentStore, SharedState
+from tiercache.records import ExtentRecord
+from tiercache.settings import FreeSpaceRatio, Limit
+from tiercache.units import MIB
+
+# The device rounds every file up to a block and keeps its own tree of blocks (ext4: 4 KiB for
+# ~340 fragments); two blocks an extent cover both.
+EXTENT_OVERHEAD_BYTES = 8192
+# superblock, lock, log and the shared mapping.
+FIXED_OVERHEAD_BYTES = 2 * MIB
+# Clients let go of evicted extents when the epoch moves: at once when they read, else when their
+# janitor looks (every 0.5 s). Waiting longer than this means that somebody really holds on.
+HELD_WAIT_S = 3.0
+HELD_POLL_S = 0.02
+# Small files need inodes; leave the file system some for others.
+MIN_FREE_INODES = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class ExtentState:
+    """One live extent. ``busy`` counts fills, appends and copies that forbid eviction now.
+    ``used_bytes`` is the append position of a pack; ``slots`` how many visited bytes it has."""
+
+    id: int
+    slot: int
+    slots: int
+    length_bytes: int
+    owner: bytes
+    data_id: int
+    first_page: int
+    busy: int = 0
+    used_bytes: int = 0
+    pinned: bool = False
+    sealed: bool = True
+
+    @property
+    def is_pack(self) -> bool:
+        return not self.owner
+
+
+# A pack of 64 MiB has a visited byte for each MiB, so that copying forward is worth its reads.
+PACK_SLOTS = 64
+
+
+class Slots:
+    """Visited bytes: singles from the lower half, runs of PACK_SLOTS from the upper."""
+
+    def __init__(self, count: int) -> None:
+        half = count // 2
+        self._next_single, self._end_single = 1, half
+        self._next_run, self._end_run = half, half + (count - half) // PACK_SLOTS * PACK_SLOTS
+        self._free: dict[int, set[int]] = {1: set(), PACK_SLOTS: set()}
+        self._half = half
+
+    def claim(self, slot: int) -> None:
+        """Note a slot that a stored extent already has."""
+        if slot < self._half:
+            while self._next_single <= slot:
+                self._free[1].add(self._next_single)
+                self._next_single += 1
+            self._free[1].remove(slot)
+        else:
+            while self._next_run <= slot:
+                self._free[PACK_SLOTS].add(self._next_run)
+                self._next_run += PACK_SLOTS
+            self._free[PACK_SLOTS].remove(slot)
+
+    def take(self, run: int) -> int:
+        """Raises CacheFull when all are in use (half a million extents)."""
+        if self._free[run]:
+            return self._free[run].pop()
+        if run == 1 and self._next_single < self._end_single:
+            self._next_single += 1
+            return self._next_single - 1
+        if run == PACK_SLOTS and self._next_run < self._end_run:
+            self._next_run += PACK_SLOTS
+            return self._next_run - PACK_SLOTS
+        raise CacheFull("all extent slots are in use", remedy="use a larger share of large objects")
+
+    def give(self, slot: int, run: int) -> None:
+        self._free[run].add(slot)
+
+
+class Space:
+    """Ledger, extents and eviction."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        extents: ExtentStore,
+        state: SharedState,
+        pins: Pins,
+        limit: Limit,
+    ) -> None:
+        # Constant after construction
+        self._index = index
+        self._extents = extents
+        self._state = state
+        self._pins = pins
+        self._limit = limit
+        self._free_ratio = limit.ratio if isinstance(limit, FreeSpaceRatio) else 0.0
+        available, total, _ = extents.free()
+        capacity = total if isinstance(limit, FreeSpaceRatio) else limit.capacity_bytes
+        self.capacity_bytes = capacity
+        self.placement = Placement.of_capacity(capacity)
+        # Copying a pack forward needs room while the old one still stands; the rest is for the
+        # index, which grows by a few pages with every commit.
+        self.headroom_bytes = self.placement.pack_bytes + max(MIB, capacity // 256)
+        self.ledger = Ledger(capacity)
+        # Owned by the event loop
+        self.live: dict[int, ExtentState] = {}
+        self._sieve = Sieve()
+        self._slots = Slots(state.slots_count)
+        self._next_id = 1
+        self._reclaiming = asyncio.Lock()
+        self.evicted_extents = 0
+        self.evicted_bytes = 0
+        # Set by the engine: how the contents of an extent leave the index.
+        self.drop_contents: Callable[[ExtentState], Coroutine[None, None, bool]]
+
+    # -- start ------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Take over what a former agent left: known extents are charged, unknown files go to the
+        trash, records without a file are dropped by the engine (``lost``)."""
+        raw = self._index.get(records.META_NEXT_ID)
+        self._next_id = int.from_bytes(raw, "big") if raw else 1
+        on_disk = self._extents.scan()
+        for key, value in self._index.scan(b"x"):
+            extent_id, record = records.extent_id_of(key), records.decode_extent(value)
+            state = self._adopt(extent_id, record)
+            if extent_id in on_disk:
+                self.ledger.charge(extent_id, on_disk.pop(extent_id) + EXTENT_OVERHEAD_BYTES)
+            self._next_id = max(self._next_id, extent_id + 1, state.data_id + 1)
+        for orphan in on_disk:
+            self._extents.discard(orphan)
+        self.reap()
+        self.measure_overhead()
+
+    def _adopt(self, extent_id: int, record: ExtentRecord) -> ExtentState:
+        self._slots.claim(record.slot)
+        state = ExtentState(
+            id=extent_id,
+            slot=record.slot,
+            slots=PACK_SLOTS if record.is_pack else 1,
+            length_bytes=record.length_bytes,
+            owner=record.owner,
+            data_id=record.data_id,
+            first_page=record.first_page,
+            used_bytes=record.length_bytes if record.is_pack else 0,
+        )
+        self.live[extent_id] = state
+        self._sieve.insert(extent_id)
+        return state
+
+    def lost(self) -> list[ExtentState]:
+        """Return extents that the index knows and the device does not hold."""
+        return [s for s in self.live.values() if not self.ledger.charge_of(s.id)]
+
+    def measure_overhead(self) -> None:
+        """Charge the index file at what it occupies now."""
+        self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
+
+    # -- giving out -------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        """Return a number never used before in this directory, for extents and data."""
+        number = self._next_id
+        self._next_id += 1
+        self._index.put(records.META_NEXT_ID, self._next_id.to_bytes(8, "big"))
+        return number
+
+    async def reserve(self, count: int, *, use_headroom: bool = False) -> None:
+        """Set ``count`` bytes aside, evicting as needed. Raises CacheFull where nothing more can
+        be evicted (pinned, busy, or held open by readers)."""
+        if self._try_reserve(count, use_headroom):
+            return
+        if use_headroom:
+            raise CacheFull("the headroom of the cache is used up")
+        async with self._reclaiming:
+            while not self._try_reserve(count, use_headroom):
+                if not await self._reclaim(count):
+                    raise CacheFull(
+                        f"no room for {count} bytes in a cache of {self.capacity_bytes}",
+                        remedy="unpin something, close unused handles, or raise cache.capacity",
+                    )
+
+    def _try_reserve(self, count: int, use_headroom: bool) -> bool:
+        headroom = 0 if use_headroom else self.headroom_bytes
+        if self.ledger.room_bytes < count + headroom:
+            return False
+        available, total, inodes = self._extents.free()
+        # Reserved bytes are not on the device yet, so the device still counts them as free.
+        floor = int(total * self._free_ratio) + self.ledger.reserved_bytes
+        if available - count < floor or 0 < inodes < MIN_FREE_INODES:
+            return False
+        return self.ledger.reserve(count)
+
+    def new_extent(
+        self, *, length: int, owner: bytes = b"", data_id: int = 0, first_page: int = 0
+    ) -> ExtentState:
+        """Create a file and its state. Raises OSError from the device. The caller charges it."""
+        slots = 1 if owner else PACK_SLOTS
+        slot = self._slots.take(slots)
+        extent_id = self.next_id()
+        try:
+            self._extents.create(extent_id, length)
+        except OSError:
+            self._slots.give(slot, slots)
+            raise
+        state = ExtentState(
+            id=extent_id,
+            slot=slot,
+            slots=slots,
+            length_bytes=length,
+            owner=owner,
+            data_id=data_id,
+            first_page=first_page,
+        )
+        for index in range(slot, slot + slots):
+            self._state.take_visited(index)
+        self.live[extent_id] = state
+        self._sieve.insert(extent_id)
+        self.ledger.charge(extent_id, EXTENT_OVERHEAD_BYTES)
+        self.put_record(state)
+        return state
+
+    def put_record(self, state: ExtentState) -> None:
+        """Put the extent's record into the index."""
+        self._index.put_extent(
+            state.id,
+            ExtentRecord(
+                slot=state.slot,
+                length_bytes=state.length_bytes,
+                owner=state.owner,
+                data_id=state.data_id,
+                first_page=state.first_page,
+            ),
+        )
+
+    def settle(self, state: ExtentState, reserved: int) -> None:
+        """Turn a reservation for this extent into what the device allocated."""
+        self.ledger.release(reserved)
+        if state.id in self.live:
+            allocated = self._extents.allocated(state.id)
+            self.ledger.charge(state.id, allocated + EXTENT_OVERHEAD_BYTES)
+
+    # -- taking back ------------------------------------------------------------------------
+
+    async def _reclaim(self, count: int) -> bool:
+        """Make progress towards ``count`` free bytes; return False where none is possible."""
+        if self.reap():
+            return True
+        held = sum(self._extents.discarded().values())
+        if held < count:
+            if await self._evict_one():
+                return True
+        if not held:
+            return False
+        waited = 0.0
+        while waited < HELD_WAIT_S:
+            await asyncio.sleep(HELD_POLL_S)
+            waited += HELD_POLL_S
+            if self.reap():
+                return True
+        return False
+
+    async def _evict_one(self) -> bool:
+        """Evict the next victim that agrees to go; False where none does in two rounds."""
+        for _ in range(2 * len(self._sieve)):
+            victim = self._sieve.victim(take_visited=self._take_visited, evictable=self._evictable)
+            if victim is None:
+                return False
+            if await self.evict(self.live[victim]):
+                return True
+        return False
+
+    def _take_visited(self, extent_id: int) -> bool:
+        state = self.live[extent_id]
+        if state.is_pack:
+            # What was visited in a pack is copied forward instead of keeping the whole.
+            return False
+        return self._state.take_visited(state.slot)
+
+    def _evictable(self, extent_id: int) -> bool:
+        state = self.live[extent_id]
+        return not state.busy and not state.pinned and state.sealed
+
+    async def evict(self, state: ExtentState) -> bool:
+        """Drop the extent's contents from the index, then the file. Returns False where the
+        contents chose to stay (a pack that is mostly wanted)."""
+        state.busy += 1
+        try:
+            dropped = await self.drop_contents(state)
+        finally:
+            state.busy -= 1
+        if dropped:
+            freed = self.ledger.charge_of(state.id)
+            self.forget(state)
+            self.evicted_extents += 1
+            self.evicted_bytes += freed
+        return dropped
+
+    def forget(self, state: ExtentState) -> None:
+        """Discard an extent whose contents are out of the index already."""
+        if self.live.pop(state.id, None) is None:
+            return
+        self._sieve.remove(state.id)
+        self._slots.give(state.slot, state.slots)
+        self._state.bump_epoch()
+        self._extents.discard(state.id)
+        self.reap()
+
+    def reap(self) -> int:
+        """Take back what no reader holds any more; return freed bytes."""
+        freed = 0
+        for extent_id, _ in self._extents.reap():
+            freed += self.ledger.discharge(extent_id)
+        for extent_id, allocated in self._extents.discarded().items():
+            if extent_id not in self.live:
+                self.ledger.charge(extent_id, allocated + EXTENT_OVERHEAD_BYTES)
+        return freed
+
+    def visited_in(self, state: ExtentState, offset: int) -> bool:
+        """Return whether the granule of a pack that holds ``offset`` was read since last asked
+        (without clearing)."""
+        granule = offset * PACK_SLOTS // state.length_bytes
+        return self._state.is_visited(state.slot + min(granule, PACK_SLOTS - 1))
+
+    def clear_visited(self, state: ExtentState) -> None:
+        for slot in range(state.slot, state.slot + state.slots):
+            self._state.take_visited(slot)

@@ -1,0 +1,376 @@
+"""Write-through: to the origin and into the cache at once, with bounded memory.
+
+An object up to SINGLE_PUT_BYTES goes up in one conditional PUT; a longer one streams as multipart
+while its pages go to the cache device. It becomes visible, on the node and at the origin, when
+the origin has it whole; until then nobody sees anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tiercache import records
+from tiercache.agent.chunks import Chunks, checksums
+from tiercache.agent.contents import Contents
+from tiercache.agent.device import Device, NotCached
+from tiercache.agent.fill import Filler
+from tiercache.agent.index import Index
+from tiercache.agent.memory import MemoryBudget
+from tiercache.agent.mounts import Located
+from tiercache.agent.names import Names
+from tiercache.agent.space import ExtentState, Space
+from tiercache.clock import Clock
+from tiercache.errors import AccessDenied, CacheFull, NotFound, TiercacheError
+from tiercache.model import PAGE_BYTES, Kind, ObjectInfo
+from tiercache.policy import pages
+from tiercache.ports import (
+    Always,
+    Condition,
+    ExtentStore,
+    IfAbsent,
+    IfVersion,
+    SharedState,
+)
+from tiercache.records import ObjectRecord
+
+# One PUT of 8 MiB is one part's worth: below it multipart would only add two requests.
+SINGLE_PUT_BYTES = 8 << 20
+# Parts queued between client and upload; with the part in flight this bounds a writer's memory.
+QUEUED_PARTS = 2
+
+
+@dataclass(slots=True)
+class CacheCopy:
+    """The pages of a streaming write on their way to the device. ``failed`` stops the copy only."""
+
+    data_id: int
+    tail: bytearray = field(default_factory=bytearray)
+    pages_done: int = 0
+    crcs: bytearray = field(default_factory=bytearray)
+    extents: list[ExtentState] = field(default_factory=list)
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Write:
+    """One open write."""
+
+    located: Located
+    condition: Condition
+    write_id: str
+    head: bytearray = field(default_factory=bytearray)
+    total_bytes: int = 0
+    queue: asyncio.Queue[bytes | None] | None = None
+    upload: asyncio.Task[ObjectInfo] | None = None
+    copy: CacheCopy | None = None
+    aborted: bool = False
+
+
+class Writes:
+    """All open writes, by number. Owned by the event loop."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        names: Names,
+        contents: Contents,
+        filler: Filler,
+        chunks: Chunks,
+        space: Space,
+        extents: ExtentStore,
+        state: SharedState,
+        memory: MemoryBudget,
+        device: Device,
+        clock: Clock,
+        executor: Executor,
+    ) -> None:
+        self._index = index
+        self._names = names
+        self._contents = contents
+        self._filler = filler
+        self._chunks = chunks
+        self._space = space
+        self._extents = extents
+        self._state = state
+        self._memory = memory
+        self._device = device
+        self._clock = clock
+        self._executor = executor
+        self._open: dict[int, Write] = {}
+        self._next = 1
+
+    def begin(self, located: Located, mode: str, token: str) -> int:
+        """Open a write; returns its number. Raises AccessDenied on a read-only mount."""
+        check_writable(located)
+        condition: Condition
+        match mode:
+            case "overwrite":
+                condition = Always()
+            case "create":
+                condition = IfAbsent()
+            case "if-version":
+                condition = IfVersion(token)
+            case _:
+                raise TiercacheError(f"unknown write mode {mode!r}", path=located.path)
+        number = self._next
+        self._next += 1
+        # Letters only: some stores fold or reject other characters in metadata.
+        write_id = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(24))
+        self._open[number] = Write(located, condition, write_id)
+        return number
+
+    def _write(self, number: int) -> Write:
+        write = self._open.get(number)
+        if write is None:
+            raise TiercacheError(
+                "the agent does not know this write",
+                remedy="it was restarted since: write the object again",
+            )
+        return write
+
+    async def data(self, number: int, data: bytes) -> None:
+        """Take the next bytes; returns when there is room for more."""
+        write = self._write(number)
+        write.total_bytes += len(data)
+        if write.upload is None:
+            write.head += data
+            if len(write.head) > SINGLE_PUT_BYTES:
+                await self._start_stream(write)
+            return
+        await self._feed(write, data)
+
+    async def _start_stream(self, write: Write) -> None:
+        write.queue = asyncio.Queue(QUEUED_PARTS)
+        write.copy = CacheCopy(self._space.next_id())
+        write.upload = asyncio.create_task(
+            write.located.origin.put_stream(
+                write.located.key,
+                self._parts(write),
+                condition=write.condition,
+                write_id=write.write_id,
+            )
+        )
+        head, write.head = bytes(write.head), bytearray()
+        await self._feed(write, head)
+
+    async def _parts(self, write: Write) -> AsyncIterator[bytes]:
+        assert write.queue is not None
+        while (part := await write.queue.get()) is not None:
+            yield part
+        if write.aborted:
+            raise TiercacheError("the write was aborted", path=write.located.path)
+
+    async def _feed(self, write: Write, data: bytes | None) -> None:
+        """Hand a part to the upload; where the upload has failed, raise its error instead."""
+        assert write.queue is not None and write.upload is not None
+        put = asyncio.create_task(write.queue.put(data))
+        await asyncio.wait({put, write.upload}, return_when=asyncio.FIRST_COMPLETED)
+        if not put.done():
+            put.cancel()
+            await write.upload
+            raise TiercacheError("the upload ended early", path=write.located.path)
+        if data is not None and write.copy is not None and not write.copy.failed:
+            await self._copy(write, write.copy, data, last=False)
+
+    async def finish(self, number: int) -> ObjectRecord:
+        """Complete the object at its origin, then on the node; returns its record."""
+        write = self._write(number)
+        sent = self._clock.now()
+        try:
+            info = await self._complete(write)
+        except BaseException:
+            self._discard(write)
+            raise
+        finally:
+            self._open.pop(number, None)
+        record = self._learn(write, info, sent)
+        record = await self._cache(write, record)
+        self._state.bump_epoch()
+        try:
+            await self._device.durable(self._index.flush())
+        except NotCached:
+            pass  # noted by the device; the object is safe at its origin
+        return record
+
+    async def _complete(self, write: Write) -> ObjectInfo:
+        located = write.located
+        if write.upload is not None:
+            await self._feed(write, None)
+            return await write.upload
+        async with self._memory.hold(len(write.head)):
+            return await located.origin.put(
+                located.key,
+                bytes(write.head),
+                condition=write.condition,
+                write_id=write.write_id,
+            )
+
+    def _learn(self, write: Write, info: ObjectInfo, sent_s: float) -> ObjectRecord:
+        info = msgspec.structs.replace(info, size_bytes=write.total_bytes)
+        self._names.forget_listings(write.located.origin.url, write.located.key)
+        self._names.forget_parents(write.located)
+        known = self._index.get_object(write.located.digest)
+        if known is not None and known.data_id:
+            # The same bytes written again keep their token; their new copy replaces the old.
+            self._contents.drop_object(known)
+            self._index.put(records.object_key(write.located.digest), None)
+        return self._names.learn(write.located, Kind.FILE, info, max(sent_s, self._clock.now()))
+
+    async def _cache(self, write: Write, record: ObjectRecord) -> ObjectRecord:
+        """Put the bytes where the next read finds them; a device that refuses costs only speed."""
+        digest = write.located.digest
+        try:
+            if write.copy is not None:
+                if not write.copy.failed:
+                    await self._copy(write, write.copy, b"", last=True)
+                if not write.copy.failed:
+                    return self._adopt(write, write.copy, record)
+                self._discard(write)
+            elif record.size_bytes and self._space.placement.is_small(record.size_bytes):
+                await self._filler.store_small(digest, record, bytes(write.head))
+            elif record.size_bytes:
+                copy = write.copy = CacheCopy(self._space.next_id())
+                await self._copy(write, copy, bytes(write.head), last=True)
+                if not copy.failed:
+                    return self._adopt(write, copy, record)
+                self._discard(write)
+        except NotCached:
+            self._discard(write)
+        return self._index.get_object(digest) or record
+
+    # -- the copy on the device -------------------------------------------------------------
+
+    async def _copy(self, write: Write, copy: CacheCopy, data: bytes, *, last: bool) -> None:
+        copy.tail += data
+        whole = len(copy.tail) if last else len(copy.tail) // PAGE_BYTES * PAGE_BYTES
+        block, copy.tail = memoryview(bytes(copy.tail[:whole])), copy.tail[whole:]
+        extent_bytes = self._space.placement.extent_bytes
+        while len(block):
+            offset = copy.pages_done * PAGE_BYTES
+            number, inside = divmod(offset, extent_bytes)
+            part = block[: extent_bytes - inside]
+            block = block[len(part) :]
+            try:
+                await self._copy_part(write, copy, number, inside, part)
+            except (CacheFull, OSError) as error:
+                self._device.refused(error)
+                copy.failed = True
+                return
+            copy.pages_done += pages.page_count(len(part))
+
+    async def _copy_part(
+        self, write: Write, copy: CacheCopy, number: int, inside: int, part: memoryview
+    ) -> None:
+        if number == len(copy.extents):
+            extent_bytes = self._space.placement.extent_bytes
+            state = self._space.new_extent(
+                length=extent_bytes,
+                owner=write.located.digest,
+                data_id=copy.data_id,
+                first_page=number * extent_bytes // PAGE_BYTES,
+            )
+            state.busy += 1
+            copy.extents.append(state)
+        state = copy.extents[number]
+        await self._space.reserve(len(part))
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._extents.write, state.id, inside, part
+            )
+        finally:
+            self._space.settle(state, len(part))
+        copy.crcs += checksums(part)
+
+    def _adopt(self, write: Write, copy: CacheCopy, record: ObjectRecord) -> ObjectRecord:
+        """Give the copied pages to the record of the version that was written."""
+        whole = pages.page_count(record.size_bytes) * PAGE_BYTES
+        single = len(copy.extents) == 1
+        record = msgspec.structs.replace(
+            record,
+            data_id=copy.data_id,
+            extent_bytes=whole if single else self._space.placement.extent_bytes,
+            extents=tuple((state.id, state.slot) for state in copy.extents),
+        )
+        self._index.put_object(write.located.digest, record)
+        self._chunks.mark(copy.data_id, 0, bytes(copy.crcs))
+        last = copy.extents[-1]
+        last.length_bytes = record.size_bytes - last.first_page * PAGE_BYTES
+        self._extents.truncate(last.id, last.length_bytes)
+        self._space.put_record(last)
+        for state in copy.extents:
+            state.busy -= 1
+        self._contents.refresh_pins()
+        copy.extents = []
+        return record
+
+    def _discard(self, write: Write) -> None:
+        """Free what was copied for a write that did not come to pass."""
+        if write.copy is None:
+            return
+        for state in write.copy.extents:
+            state.busy -= 1
+            self._index.put(records.extent_key(state.id), None)
+            self._space.forget(state)
+        write.copy.extents = []
+
+    async def abort(self, number: int) -> None:
+        """Forget the write; nothing of it becomes visible."""
+        write = self._open.pop(number, None)
+        if write is None:
+            return
+        write.aborted = True
+        if write.upload is not None:
+            write.upload.cancel()
+            await asyncio.gather(write.upload, return_exceptions=True)
+        self._discard(write)
+
+    async def stop(self) -> None:
+        for number in list(self._open):
+            await self.abort(number)
+
+    # -- removal and copies -----------------------------------------------------------------
+
+    async def remove(self, located: Located) -> None:
+        """Remove the object. Raises NotFound where the origin has none."""
+        check_writable(located)
+        found = await self._names.lookup(located, revalidate=True)
+        if found.kind is not Kind.FILE:
+            raise NotFound("no such object", path=located.path)
+        await self.remove_known(located)
+
+    async def remove_known(self, located: Located) -> None:
+        """Remove an object that a listing has just named."""
+        await located.origin.delete(located.key)
+        self._names.learn(located, Kind.ABSENT, None, self._clock.now())
+        self._names.forget_listings(located.origin.url, located.key)
+        self._names.forget_parents(located)
+        self._state.bump_epoch()
+        await self._index.flush()
+
+    async def copy(self, source: Located, target: Located) -> None:
+        """Copy on the origin's side. Raises Unsupported between two origins (the client streams
+        those)."""
+        check_writable(target)
+        await source.origin.copy(source.key, target.key)
+        self._names.forget_listings(target.origin.url, target.key)
+        self._names.forget_parents(target)
+        self._names.forget(target)
+        await self._names.lookup(target, revalidate=True)
+        self._state.bump_epoch()
+        await self._index.flush()
+
+
+def check_writable(located: Located) -> None:
+    if located.mount.read_only:
+        raise AccessDenied(
+            f"mount {located.mount.path} is read-only",
+            path=located.path,
+            remedy="set read_only = false for this mount",
+        )

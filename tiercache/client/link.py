@@ -1,0 +1,195 @@
+"""The client's link to the agent: connections, and starting an agent where there is none.
+
+Thread safe: each request takes a connection of its own from the pool. Nothing of it survives a
+fork: the child begins with an empty pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tiercache import wire
+from tiercache.errors import AgentUnavailable, ConfigError, FormatError, TiercacheError
+from tiercache.settings import MountSettings, ProfileSettings
+from tiercache.version import __version__
+
+# The agent answers within the origin's deadline; this is for one that is stopped or wedged.
+ANSWER_TIMEOUT_S = 300.0
+CONNECT_TIMEOUT_S = 5.0
+# How often a request is sent again after its agent died. Each round starts an agent at most once.
+ATTEMPTS = 4
+START_TIMEOUT_S = 15.0
+POLL_S = 0.005
+
+R = TypeVar("R", bound=wire.Response)
+
+# What must not be sent twice: the agent may have done it before it died.
+_ONCE = (wire.WriteData, wire.WriteFinish, wire.CopyObject)
+
+
+class Link:
+    """Requests and answers. ``start_agent`` returns when an agent serves, or raises."""
+
+    def __init__(
+        self,
+        *,
+        socket_path: str,
+        mounts: tuple[MountSettings, ...],
+        profiles: tuple[ProfileSettings, ...],
+        start_agent: Callable[[], None],
+    ) -> None:
+        # Constant after construction
+        self._socket_path = socket_path
+        self._hello = wire.frame(wire.Hello(__version__, os.getpid(), mounts, profiles))
+        self._start_agent = start_agent
+        # Guarded by _lock (list operations are atomic by themselves)
+        self._lock = threading.Lock()
+        self._idle: list[socket.socket] = []
+        self.welcome: wire.Welcome | None = None
+
+    # -- connections ------------------------------------------------------------------------
+
+    def _connect(self) -> socket.socket:
+        """Return a greeted connection. Raises OSError where nobody listens."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT_S)
+            connect(sock, self._socket_path)
+            sock.settimeout(ANSWER_TIMEOUT_S)
+            sock.sendall(self._hello)
+            answer = receive(sock)
+        except BaseException:
+            sock.close()
+            raise
+        if isinstance(answer, wire.Failure):
+            sock.close()
+            raise wire.error_of(answer)
+        assert isinstance(answer, wire.Welcome)
+        self.welcome = answer
+        return sock
+
+    def _take(self) -> socket.socket:
+        """Return a connection, starting an agent where none listens. Raises AgentUnavailable."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        with contextlib.suppress(OSError):
+            return self._connect()
+        with self._lock:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            self._start_agent()
+            while True:
+                try:
+                    return self._connect()
+                except (FormatError, ConfigError):
+                    raise
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise AgentUnavailable(
+                            f"no agent answers: {error}",
+                            path=self._socket_path,
+                            remedy="see agent.log in the cache directory",
+                        ) from error
+                    time.sleep(POLL_S)
+
+    def ensure(self) -> None:
+        """Make sure that an agent serves."""
+        self._idle.append(self._take())
+
+    def request(self, message: wire.Request, kind: type[R]) -> R:
+        """Send one request and return its answer, which is of ``kind``.
+
+        Raises the agent's error; AgentUnavailable where the agent dies and a repetition could do
+        the thing twice, or where no agent can be started.
+        """
+        frame = wire.frame(message)
+        for attempt in range(ATTEMPTS):
+            sock = self._take()
+            try:
+                sock.sendall(frame)
+                answer = receive(sock)
+            except (OSError, EOFError) as error:
+                sock.close()
+                self._drop_idle()
+                if isinstance(message, _ONCE) or attempt == ATTEMPTS - 1:
+                    raise AgentUnavailable(
+                        f"the agent went away during {type(message).__name__}: {error}",
+                        path=getattr(message, "path", ""),
+                    ) from error
+                continue
+            except BaseException:
+                # Interrupted between question and answer: this connection is out of step.
+                sock.close()
+                raise
+            self._idle.append(sock)
+            if isinstance(answer, wire.Failure):
+                raise wire.error_of(answer)
+            assert isinstance(answer, kind), f"{type(answer).__name__} for {kind.__name__}"
+            return answer
+        raise AssertionError("unreachable")
+
+    def tell(self, message: wire.Request) -> None:
+        """Send what has no answer, if an agent is connected; never starts one, never raises for
+        one that is gone."""
+        try:
+            sock = self._idle.pop()
+        except IndexError:
+            return
+        try:
+            sock.sendall(wire.frame(message))
+        except OSError:
+            sock.close()
+            return
+        self._idle.append(sock)
+
+    def tell_best_effort(self, message: wire.Request) -> None:
+        """Send a request whose outcome matters to nobody any more."""
+        with contextlib.suppress(TiercacheError, OSError):
+            self.request(message, wire.Done)
+
+    def _drop_idle(self) -> None:
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        self._drop_idle()
+
+
+def connect(sock: socket.socket, path: str) -> None:
+    """Connect to a socket file whose path may be longer than the kernel's 107 bytes."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.close(folder)
+
+
+def receive(sock: socket.socket) -> wire.Response:
+    """Read one response. Raises EOFError when the peer has gone."""
+    header = _exactly(sock, wire.HEADER.size)
+    return wire.decode_response(_exactly(sock, wire.parse_header(header)))
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = sock.recv(count)
+    if len(data) == count:
+        return data
+    if not data and count:
+        raise EOFError("the agent closed the connection")
+    buffer = bytearray(count)
+    buffer[: len(data)] = data
+    view, done = memoryview(buffer), len(data)
+    while done < count:
+        got = sock.recv_into(view[done:])
+        if not got:
+            raise EOFError("the agent closed the connection")
+        done += got
+    return bytes(buffer)

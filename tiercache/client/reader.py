@@ -1,0 +1,641 @@
+"""Reading: hits from the index and the extent files, misses through the agent.
+
+A hit costs a dict look-up, one load of the epoch, one store to the visited byte and a ``pread``.
+Everything else (first touch, other layout, missing pages, stale names) takes the slow path below.
+Thread safe; nothing survives a fork (the Namespace makes a new Reader in the child).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from time import CLOCK_BOOTTIME, clock_gettime
+
+import crc32c
+
+from tiercache import records, wire
+from tiercache.client.entry import UNCHECKED, Entry, Segment, Use, span_pages
+from tiercache.client.handles import Handles
+from tiercache.client.link import Link
+from tiercache.client.resolver import Resolver
+from tiercache.errors import (
+    CacheFull,
+    CorruptPage,
+    IsADirectory,
+    NotFound,
+    StaleHandle,
+    TiercacheError,
+)
+from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT, Kind, Stat
+from tiercache.policy.freshness import fresh_until_s
+from tiercache.policy.pages import count_pages, has_page, page_count
+from tiercache.ports import ExtentDirectory, MetadataReader, SharedStateView
+from tiercache.records import BITMAP_BYTES, ObjectRecord
+
+_EPOCH, _GENERATION = 1, 2
+# ~600 B each: 64 Ki names known by heart cost 40 MiB at most.
+KEPT_ENTRIES = 1 << 16
+# Verification reads through a buffer that stays in the processor's cache.
+VERIFY_BYTES = 512 * 1024
+# A fill that answers "present" and is evicted before we read it, this often, means that the cache
+# is far too small for its readers; then the bytes are read through.
+ROUNDS = 16
+
+_pread = os.pread
+
+
+class Reader:
+    """All reads of one process."""
+
+    def __init__(
+        self,
+        *,
+        index: MetadataReader,
+        extents: ExtentDirectory,
+        state: SharedStateView,
+        link: Link,
+        resolver: Resolver,
+        boot_id: str,
+    ) -> None:
+        # Constant after construction
+        self._index = index
+        self._extents = extents
+        self._words = state.words
+        self._visited = state.visited
+        self._link = link
+        self._resolver = resolver
+        self._boot_id = boot_id
+        self._handles = Handles(extents, lambda: state.words[_EPOCH])
+        self._handles.chores.append(self.report_use)
+        # Single dict operations, atomic by themselves
+        self._hot: dict[str, Entry] = {}
+        self._uses: dict[str, Use] = {}
+        self._buffers = threading.local()
+
+    # -- the public calls -------------------------------------------------------------------
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes [offset, offset + length), fewer at the end of the object."""
+        entry = self._hot.get(path)
+        if entry is not None and length is not None:
+            ext = entry.ext
+            end = offset + length
+            if (
+                ext is not None
+                and 0 <= offset <= end <= entry.fast_bytes
+                and entry.epoch == self._words[1]
+                and entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0
+                and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
+            ):
+                self._visited[entry.slot] = 1
+                use = entry.use
+                use.hits += 1
+                use.hit_bytes += length
+                return _pread(ext.fd, length, entry.base + offset)
+        return self.read_entry(self.entry(path), offset, length)[1]
+
+    def view(self, path: str, offset: int = 0, length: int | None = None) -> memoryview:
+        """Return a read-only view, on the mapping where the bytes lie in one extent, else on a
+        copy. It stays valid whatever is evicted meanwhile; the space counts while it lives."""
+        entry = self._hot.get(path)
+        if entry is not None and length is not None:
+            mapping = entry.map
+            end = offset + length
+            if (
+                mapping is not None
+                and 0 <= offset <= end <= entry.fast_bytes
+                and entry.epoch == self._words[1]
+                and entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0
+                and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
+            ):
+                self._visited[entry.slot] = 1
+                use = entry.use
+                use.hits += 1
+                use.hit_bytes += length
+                start = entry.base + offset
+                return mapping[start : start + length]
+        return self._view_slow(path, offset, length)
+
+    def _view_slow(self, path: str, offset: int, length: int | None) -> memoryview:
+        entry = self.entry(path)
+        start, end = clamp(offset, length, entry.record.size_bytes)
+        if start == end:
+            return memoryview(b"")
+        entry, inline = self._make_readable(entry, start, end)
+        segments = entry.segments_of(start, end)
+        if inline is None and len(segments) == 1 and segments[0].ext is not None:
+            segment = segments[0]
+            mapping = entry.mapped(segment)
+            self._visited[segment.slot] = 1
+            first = segment.base + start - segment.start
+            return mapping[first : first + end - start]
+        return memoryview(self.read_entry(entry, offset, length)[1])
+
+    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
+        """Fill ``buffer`` from ``offset`` on; return how many bytes there were."""
+        entry = self.entry(path)
+        return self.entry_into(entry, offset, memoryview(buffer).cast("B"))[1]
+
+    def read_many(
+        self, items: Sequence[tuple[str, int, int | None]], *, on_error: str = "raise"
+    ) -> list[bytes | TiercacheError]:
+        """Read parts of many names; all misses go to the agent in one frame.
+
+        ``on_error="return"`` puts the error in the place of the bytes.
+        """
+        missing = [item for item in items if not self._is_hit(*item)]
+        failures: dict[tuple[str, int, int | None], TiercacheError] = {}
+        if len(missing) > 1:
+            answer = self._link.request(wire.FillMany(tuple(missing)), wire.FilledMany)
+            for item, outcome in zip(missing, answer.data, strict=True):
+                if outcome is not None:
+                    failures[item] = wire.error_of(outcome)
+        results: list[bytes | TiercacheError] = []
+        for path, offset, length in items:
+            try:
+                failed = failures.get((path, offset, length))
+                if failed is not None:
+                    raise failed
+                results.append(self.read(path, offset, length))
+            except TiercacheError as error:
+                if on_error == "raise":
+                    raise
+                results.append(error)
+        return results
+
+    def _is_hit(self, path: str, offset: int, length: int | None) -> bool:
+        try:
+            entry = self.entry(path, ask=False)
+        except TiercacheError:
+            return True  # known to fail: the read says how, and needs no fill
+        if entry is None:
+            return False
+        start, end = clamp(offset, length, entry.record.size_bytes)
+        return not self._missing(entry, start, end)
+
+    # -- names ------------------------------------------------------------------------------
+
+    def entry(self, path: str, *, ask: bool = True) -> Entry:
+        """Return the version that ``path`` names now, as fresh as its mount asks.
+
+        With ``ask`` false the agent is not asked: returns None where only it could tell. Raises
+        NotFound, IsADirectory, OriginUnavailable.
+        """
+        entry = self._hot.get(path)
+        now = clock_gettime(CLOCK_BOOTTIME)
+        if (
+            entry is not None
+            and entry.epoch == self._words[_EPOCH]
+            and now < entry.fresh_until_s
+        ):
+            return entry
+        located = self._resolver.locate(path)
+        epoch = self._words[_EPOCH]
+        raw = self._index.get(records.object_key(located.digest))
+        if raw is not None:
+            record = records.decode_object(raw)
+            until = fresh_until_s(
+                located.mount,
+                kind=record.kind,
+                validated_s=record.validated_s,
+                same_boot=record.boot == self._boot_id,
+            )
+            if now < until:
+                return self._known(path, raw, record, epoch, until, stale=False)
+        if not ask:
+            return None  # type: ignore[return-value]  # only with ask=False, for _is_hit
+        found = self._link.request(wire.Lookup(path), wire.Found)
+        epoch = self._words[_EPOCH]
+        raw = self._index.get(records.object_key(located.digest)) or b""
+        record = records.decode_object(raw) if raw else None
+        if record is None or record.token != found.token or record.kind is not found.kind:
+            # The index cannot be written, or has moved on already: what we were told holds.
+            raw, record = b"", _told(located.origin, located.key, found)
+        until = found.fresh_until_s
+        return self._known(path, raw, record, epoch, until, stale=found.stale)
+
+    def _known(
+        self, path: str, raw: bytes, record: ObjectRecord, epoch: int, until: float, *, stale: bool
+    ) -> Entry:
+        if record.kind is Kind.ABSENT:
+            raise NotFound("no such object", path=path)
+        if record.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory, not an object", path=path)
+        before = self._hot.get(path)
+        generation = self._words[_GENERATION]
+        same = before is not None and before.record.token == record.token
+        if before is not None and before.generation != generation:
+            same = False
+        if before is not None and same and before.raw == raw and raw:
+            entry = before
+        else:
+            located = self._resolver.locate(path)
+            entry = Entry(
+                path=path,
+                digest=located.digest,
+                mount=located.mount,
+                use=self._use(located.mount.path),
+                record=record,
+                before=before if same else None,
+            )
+            entry.raw = raw
+            entry.generation = generation
+            self._handles.share(entry)
+            self._remember(path, entry)
+        entry.fresh_until_s = until
+        entry.stale = stale
+        entry.epoch = epoch
+        return entry
+
+    def _use(self, mount: str) -> Use:
+        return self._uses.setdefault(mount, Use(mount))
+
+    def _remember(self, path: str, entry: Entry) -> None:
+        if len(self._hot) >= KEPT_ENTRIES and path not in self._hot:
+            for old in list(self._hot)[: KEPT_ENTRIES // 8]:
+                self._hot.pop(old, None)
+        self._hot[path] = entry
+
+    def current(self, entry: Entry) -> Entry:
+        """Return the same version as it is laid out now. Raises StaleHandle where it is gone."""
+        epoch = self._words[_EPOCH]
+        if entry.epoch == epoch:
+            return entry
+        raw = self._index.get(records.object_key(entry.digest))
+        generation = self._words[_GENERATION]
+        if raw is not None and raw == entry.raw and entry.generation == generation:
+            entry.epoch = epoch
+            return entry
+        record = records.decode_object(raw) if raw is not None else None
+        if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
+            if entry.record.data_id and any(segment.ext for segment in entry.segments):
+                entry.epoch = epoch  # what is open and verified stays readable
+                return entry
+            raise StaleHandle("the object was replaced or removed", path=entry.path)
+        same = entry if entry.generation == generation else None
+        newer = Entry(
+            path=entry.path,
+            digest=entry.digest,
+            mount=entry.mount,
+            use=entry.use,
+            record=record,
+            before=same,
+        )
+        newer.raw, newer.generation = raw or b"", generation
+        newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
+        newer.epoch = epoch
+        self._handles.share(newer)
+        if self._hot.get(entry.path) is entry:
+            self._hot[entry.path] = newer
+        return newer
+
+    # -- bytes ------------------------------------------------------------------------------
+
+    def read_entry(
+        self, entry: Entry, offset: int, length: int | None
+    ) -> tuple[Entry, bytes]:
+        """Read this version; returns the entry to go on with, and the bytes."""
+        start, end = clamp(offset, length, entry.record.size_bytes)
+        if start == end:
+            return entry, b""
+        if end - start <= wire.MAX_SPAN_BYTES:
+            for _ in range(ROUNDS):
+                entry, inline = self._make_readable(entry, start, end)
+                if inline is not None:
+                    return entry, inline
+                data = self._copy(entry, start, end)
+                if data is not None:
+                    return entry, data
+            return entry, self._read_through(entry, start, end)
+        buffer = bytearray(end - start)
+        entry, _ = self.entry_into(entry, start, memoryview(buffer))
+        return entry, bytes(buffer)
+
+    def read_verified(self, entry: Entry, start: int, end: int) -> bytes | None:
+        """Return bytes that this process has verified in one open extent; None where the general
+        path is needed. ``start`` and ``end`` lie in the object."""
+        ext = entry.ext
+        if (
+            ext is not None
+            and end <= entry.fast_bytes
+            and entry.epoch == self._words[1]
+            and entry.verified.find(0, start >> 16, (end + 65535) >> 16) < 0
+        ):
+            self._visited[entry.slot] = 1
+            use = entry.use
+            use.hits += 1
+            use.hit_bytes += end - start
+            return _pread(ext.fd, end - start, entry.base + start)
+        return None
+
+    def entry_into(
+        self, entry: Entry, offset: int, buffer: memoryview
+    ) -> tuple[Entry, int]:
+        """Read this version into ``buffer``, run by run, reading ahead of itself."""
+        start, end = clamp(offset, len(buffer), entry.record.size_bytes)
+        done = start
+        while done < end:
+            stop = min(end, done + wire.MAX_SPAN_BYTES)
+            entry, inline = self._make_readable(entry, done, stop, wanted=end)
+            part = buffer[done - start : stop - start]
+            if inline is not None:
+                part[:] = inline
+            elif not self._copy_into(entry, done, part):
+                continue
+            done = stop
+        return entry, end - start
+
+    def _make_readable(
+        self, entry: Entry, start: int, end: int, *, wanted: int = 0
+    ) -> tuple[Entry, bytes | None]:
+        """See that bytes [start, end), 8 MiB at most or hot, are present and verified. Returns
+        the entry to use, and the bytes themselves where they could only be read through."""
+        for _ in range(ROUNDS):
+            entry = self.current(entry)
+            missing = self._missing(entry, start, end)
+            if not missing:
+                self._note_hit(entry, start, end)
+                return entry, None
+            ahead = entry.read_ahead.plan(start, end - start, entry.record.size_bytes)
+            if wanted > end and not ahead[1]:
+                ahead = (end, min(wanted - end, 64 << 20))
+            spans = _spans(missing, start, end)
+            fill = wire.Fill(entry.path, entry.record.token, spans, ahead)
+            answer = self._link.request(fill, wire.Filled)
+            if answer.data and answer.data[0] is not None:
+                return entry, self._assemble(entry, (start, end), spans, answer.data)
+            entry.epoch = UNCHECKED
+        return entry, self._read_through(entry, start, end)
+
+    def _note_hit(self, entry: Entry, start: int, end: int) -> None:
+        use = entry.use
+        use.hits += 1
+        use.hit_bytes += end - start
+        ahead = entry.read_ahead.plan(start, end - start, entry.record.size_bytes)
+        if ahead[1] and self._absent(entry, ahead[0], sum(ahead)):
+            self._link.tell(wire.Advise(entry.path, entry.record.token, *ahead))
+
+    def _absent(self, entry: Entry, start: int, end: int) -> bool:
+        """Return whether any page of the span is not present, verified or not."""
+        for segment in entry.segments_of(start, end):
+            first, last = span_pages(segment, start, end)
+            if segment.verified.find(0, first, last) < 0:
+                continue
+            if not segment.extent_id or self._lacking(entry, segment, first, last):
+                return True
+        return not entry.segments
+
+    def _missing(self, entry: Entry, start: int, end: int) -> list[tuple[int, int]]:
+        """Verify what is present of [start, end) and return the page spans, in object pages, that
+        are not."""
+        if not entry.segments:
+            return [(start >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1)] if end > start else []
+        missing: list[tuple[int, int]] = []
+        for segment in entry.segments_of(start, end):
+            first, last = span_pages(segment, start, end)
+            if segment.verified.find(0, first, last) < 0 and segment.ext is not None:
+                continue
+            base = segment.start >> PAGE_SHIFT
+            if segment.ext is None and not self._handles.open(entry, segment):
+                missing.append((base + first, base + last))
+                continue
+            lacking = self._lacking(entry, segment, first, last)
+            if lacking:
+                missing += [(base + page, base + page + 1) for page in lacking]
+            else:
+                missing += [
+                    (base + page, base + page + 1)
+                    for page in self._verify(entry, segment, first, last)
+                ]
+        return missing
+
+    def _lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
+        if entry.record.packed:
+            return []
+        lacking = []
+        base = segment.start >> PAGE_SHIFT
+        chunk, bitmap = -1, b""
+        for page in range(base + first, base + last):
+            if segment.verified[page - base]:
+                continue
+            if page // CHUNK_PAGES != chunk:
+                chunk = page // CHUNK_PAGES
+                key = records.chunk_key(entry.record.data_id, chunk)
+                bitmap = self._index.get(key) or bytes(BITMAP_BYTES)
+            if not has_page(bitmap, page % CHUNK_PAGES):
+                lacking.append(page - base)
+        return lacking
+
+    def _verify(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
+        """Check pages that are present for the first time; return those found bad, reported."""
+        bad = []
+        step = VERIFY_BYTES >> PAGE_SHIFT
+        for start in range(first, last, step):
+            bad += self._verify_block(entry, segment, start, min(last, start + step))
+        if bad:
+            base = segment.start >> PAGE_SHIFT
+            report = wire.ReportCorrupt(
+                entry.path, entry.record.data_id, tuple(base + page for page in bad)
+            )
+            if not self._link.request(report, wire.Done).count:
+                entry.epoch = UNCHECKED
+                if self.current(entry) is entry:
+                    raise CorruptPage(
+                        "pages fail their checksum here but not in the agent", path=entry.path
+                    )
+        return bad
+
+    def _verify_block(
+        self, entry: Entry, segment: Segment, first: int, last: int
+    ) -> list[int]:
+        ext = segment.ext
+        if ext is None:
+            return list(range(first, last))
+        length = min(last << PAGE_SHIFT, segment.end - segment.start) - (first << PAGE_SHIFT)
+        buffer = self._buffer()[:length]
+        try:
+            got = os.preadv(ext.fd, [buffer], segment.base + (first << PAGE_SHIFT))
+        except OSError:
+            got = 0  # the device cannot read it: the same as bytes that are wrong
+        crcs = self._checksums(entry, segment, first, last)
+        bad = []
+        for page in range(first, last):
+            inside = (page - first) << PAGE_SHIFT
+            data = buffer[inside : min(inside + PAGE_BYTES, got)]
+            expected = crcs[(page - first) * 4 : (page - first) * 4 + 4]
+            if crc32c.crc32c(data).to_bytes(4, "little") != expected:
+                bad.append(page)
+            else:
+                segment.verified[page] = 1
+        return bad
+
+    def _checksums(self, entry: Entry, segment: Segment, first: int, last: int) -> bytes:
+        if entry.record.packed:
+            return entry.record.crcs[first * 4 : last * 4]
+        found = b""
+        base = segment.start >> PAGE_SHIFT
+        page = base + first
+        while page < base + last:
+            chunk, relative = divmod(page, CHUNK_PAGES)
+            count = min(CHUNK_PAGES - relative, base + last - page)
+            raw = self._index.get(records.chunk_key(entry.record.data_id, chunk)) or b""
+            start = BITMAP_BYTES + relative * 4
+            found += raw[start : start + count * 4].ljust(count * 4, b"\0")
+            page += count
+        return found
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._buffers, "verify", None)
+        if buffer is None:
+            buffer = self._buffers.verify = memoryview(bytearray(VERIFY_BYTES))
+        return buffer
+
+    def _copy(self, entry: Entry, start: int, end: int) -> bytes | None:
+        """Return verified bytes; None where an extent was let go of meanwhile."""
+        segments = entry.segments_of(start, end)
+        if len(segments) == 1:
+            segment = segments[0]
+            ext = segment.ext
+            if ext is None:
+                return None
+            self._visited[segment.slot] = 1
+            return _pread(ext.fd, end - start, segment.base + start - segment.start)
+        buffer = bytearray(end - start)
+        return bytes(buffer) if self._copy_into(entry, start, memoryview(buffer)) else None
+
+    def _copy_into(self, entry: Entry, start: int, buffer: memoryview) -> bool:
+        end = start + len(buffer)
+        for segment in entry.segments_of(start, end):
+            ext = segment.ext
+            if ext is None:
+                return False
+            first, last = max(start, segment.start), min(end, segment.end)
+            self._visited[segment.slot] = 1
+            part = buffer[first - start : last - start]
+            offset = segment.base + first - segment.start
+            while len(part):
+                part = part[os.preadv(ext.fd, [part], offset) :]
+                offset = segment.base + last - segment.start - len(part)
+        return True
+
+    def _read_through(self, entry: Entry, start: int, end: int) -> bytes:
+        parts = []
+        for begin in range(start, end, wire.MAX_SPAN_BYTES):
+            stop = min(end, begin + wire.MAX_SPAN_BYTES)
+            request = wire.ReadThrough(entry.path, entry.record.token, begin, stop - begin)
+            parts.append(self._link.request(request, wire.Filled).data[0] or b"")
+        return b"".join(parts)
+
+    def _assemble(
+        self,
+        entry: Entry,
+        span: tuple[int, int],
+        spans: tuple[tuple[int, int], ...],
+        data: tuple[bytes | None, ...],
+    ) -> bytes:
+        """Put read-through parts and what is present together."""
+        start, end = span
+        if len(spans) == 1 and spans[0] == (start, end - start):
+            return data[0] or b""
+        return self._read_through(entry, start, end)
+
+    def make_present(self, entry: Entry, start: int, end: int) -> Entry:
+        """See that bytes [start, end) are on the device, verified; return the entry that says
+        where. Raises CacheFull where they can only be read through."""
+        for begin in range(start, end, wire.MAX_SPAN_BYTES):
+            stop = min(end, begin + wire.MAX_SPAN_BYTES)
+            entry, inline = self._make_readable(entry, begin, stop, wanted=end)
+            if inline is not None:
+                raise CacheFull("the cache device takes no bytes now", path=entry.path)
+        return entry
+
+    def known_stat(self, path: str) -> Stat | None:
+        """Return the stat of an object known by heart and fresh, else None."""
+        entry = self._hot.get(path)
+        if entry is None or entry.epoch != self._words[1]:
+            return None
+        now = clock_gettime(CLOCK_BOOTTIME)
+        if now >= entry.fresh_until_s:
+            return None
+        record = entry.record
+        return Stat(
+            path,
+            Kind.FILE,
+            record.size_bytes,
+            record.token,
+            record.mtime_s,
+            max(0.0, now - record.validated_s),
+            entry.stale,
+        )
+
+    def cached_bytes(self, path: str) -> int:
+        """Return how many bytes of the last known version are present, asking nobody."""
+        name = self._resolver.locate(path)
+        raw = self._index.get(records.object_key(name.digest))
+        if raw is None:
+            return 0
+        record = records.decode_object(raw)
+        if record.packed or not record.data_id:
+            return record.size_bytes if record.packed else 0
+        count = page_count(record.size_bytes)
+        present, last = 0, False
+        for _, chunk in self._index.scan(records.chunk_prefix(record.data_id)):
+            present += count_pages(chunk[:BITMAP_BYTES])
+        key = records.chunk_key(record.data_id, (count - 1) // CHUNK_PAGES)
+        final = self._index.get(key)
+        last = final is not None and has_page(final, (count - 1) % CHUNK_PAGES)
+        return present * PAGE_BYTES - (count * PAGE_BYTES - record.size_bytes if last else 0)
+
+    # -- the rest ---------------------------------------------------------------------------
+
+    def report_use(self) -> None:
+        """Tell the agent, if one is connected, of hits since last said."""
+        said = []
+        for use in list(self._uses.values()):
+            if use.hits:
+                said.append((use.mount, use.hits, use.hit_bytes))
+                use.hits = use.hit_bytes = 0
+        if said:
+            self._link.tell(wire.ReportUse(tuple(said)))
+
+    def close(self) -> None:
+        self.report_use()
+        self._handles.close()
+        self._hot.clear()
+
+
+def clamp(offset: int, length: int | None, size_bytes: int) -> tuple[int, int]:
+    """Return the bytes [start, end) that exist. Raises ValueError for negative arguments."""
+    if offset < 0 or (length is not None and length < 0):
+        raise ValueError(f"negative offset or length: {offset}, {length}")
+    start = min(offset, size_bytes)
+    return start, size_bytes if length is None else min(size_bytes, start + length)
+
+
+def _spans(missing: list[tuple[int, int]], start: int, end: int) -> tuple[tuple[int, int], ...]:
+    """Return (offset, length) in bytes, adjacent page spans joined, cut to what was asked."""
+    joined: list[tuple[int, int]] = []
+    for first, last in missing:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    spans = []
+    for first, last in joined:
+        begin, stop = max(start, first << PAGE_SHIFT), min(end, last << PAGE_SHIFT)
+        for part in range(begin, stop, wire.MAX_SPAN_BYTES):
+            spans.append((part, min(wire.MAX_SPAN_BYTES, stop - part)))
+    return tuple(spans)
+
+
+def _told(origin: str, key: str, found: wire.Found) -> ObjectRecord:
+    return ObjectRecord(
+        origin=origin,
+        key=key,
+        kind=found.kind,
+        token=found.token,
+        size_bytes=found.size_bytes,
+        mtime_s=found.mtime_s,
+        validated_s=found.validated_s,
+    )

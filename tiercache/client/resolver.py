@@ -1,0 +1,52 @@
+"""Paths to index names, as a client resolves them: the mount table and its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tiercache import records
+from tiercache.policy.mounts import MountTable
+from tiercache.policy.urls import identity
+from tiercache.settings import MountSettings, ProfileSettings
+
+# Paths of an epoch come again and again; ~400 B each.
+KEPT_PATHS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One path, resolved. ``origin`` is the identity under which its data is kept."""
+
+    mount: MountSettings
+    origin: str
+    key: str
+    path: str
+    digest: bytes
+
+    @property
+    def directory_prefix(self) -> str:
+        return self.key if not self.key or self.key.endswith("/") else self.key + "/"
+
+
+class Resolver:
+    """Thread safe."""
+
+    def __init__(
+        self, mounts: tuple[MountSettings, ...], profiles: dict[str, ProfileSettings]
+    ) -> None:
+        self.table = MountTable(mounts, profiles)
+        self._profiles = profiles
+        self._known: dict[str, Name] = {}
+
+    def locate(self, path: str) -> Name:
+        """Raises NotFound, IsADirectory (above mounts) or ConfigError, as MountTable.resolve."""
+        name = self._known.get(path)
+        if name is None:
+            resolved = self.table.resolve(path)
+            origin = identity(resolved.origin, self._profiles[resolved.mount.profile])
+            digest = records.name_hash(origin, resolved.key)
+            name = Name(resolved.mount, origin, resolved.key, resolved.path, digest)
+            if len(self._known) >= KEPT_PATHS:
+                self._known.clear()
+            self._known[path] = name
+        return name

@@ -1,0 +1,323 @@
+"""Composition: the only place that turns settings into components."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tiercache.agent.directory import CacheDirectory
+from tiercache.client.launch import Announcement, start_agent
+from tiercache.client.link import Link
+from tiercache.client.reader import Reader
+from tiercache.client.resolver import Resolver
+from tiercache.clock import BootClock, Clock
+from tiercache.errors import AgentUnavailable, TiercacheError
+from tiercache.extents.files import ExtentFiles, ExtentReaders
+from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
+from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
+from tiercache.ports import Origin
+from tiercache.settings import ProfileSettings, Settings
+
+log = logging.getLogger("tiercache.agent")
+
+
+def cache_directory(settings: Settings) -> CacheDirectory:
+    return CacheDirectory(Path(settings.cache.dir).absolute())
+
+
+# -- the client -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Client:
+    """One process's client."""
+
+    link: Link
+    index: LmdbReader
+    extents: ExtentReaders
+    state: SharedStateReader
+    resolver: Resolver
+    reader: Reader
+    clock: Clock
+    engine: EmbeddedAgent | None = None
+
+    def close(self) -> None:
+        self.reader.close()
+        self.link.close()
+        self.index.close()
+        if self.engine is not None:
+            self.engine.stop()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's things without touching what is shared."""
+        self.link.close()
+
+
+def open_client(settings: Settings, *, embedded: bool = False) -> Client:
+    """Open a client, starting an agent where the directory has none."""
+    directory = cache_directory(settings)
+    engine: EmbeddedAgent | None = None
+    if embedded:
+        engine = EmbeddedAgent(settings)
+        engine.start()
+    settings = with_environment(settings)
+    link = Link(
+        socket_path=directory.socket,
+        mounts=settings.mounts,
+        profiles=tuple(settings.profiles.values()),
+        start_agent=lambda: start_agent(settings, directory.log),
+    )
+    try:
+        link.ensure()
+        clock = BootClock()
+        index = LmdbReader(directory.index)
+        extents = ExtentReaders(directory.extents)
+        state = SharedStateReader(directory.state)
+        resolver = Resolver(settings.mounts, settings.profiles)
+        reader = Reader(
+            index=index,
+            extents=extents,
+            state=state,
+            link=link,
+            resolver=resolver,
+            boot_id=clock.boot_id,
+        )
+    except BaseException:
+        link.close()
+        if engine is not None:
+            engine.stop()
+        raise
+    return Client(
+        link=link,
+        index=index,
+        extents=extents,
+        state=state,
+        resolver=resolver,
+        reader=reader,
+        clock=clock,
+        engine=engine,
+    )
+
+
+def with_environment(settings: Settings) -> Settings:
+    """Resolve what the environment adds to profiles, so that agent and clients name origins
+    alike."""
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    if not account:
+        return settings
+    profiles = {
+        name: profile
+        if profile.account
+        else msgspec.structs.replace(profile, account=account)
+        for name, profile in settings.profiles.items()
+    }
+    return msgspec.structs.replace(settings, profiles=profiles)
+
+
+# -- the agent ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Agent:
+    """Engine and server on the running loop. ``run`` returns when it is to leave."""
+
+    settings: Settings
+    lock_fd: int
+    ready: threading.Event = field(default_factory=threading.Event)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, announce: bool) -> None:
+        # Imported here: a client never needs the engine, and starts faster without it.
+        from tiercache.agent.engine import Engine, Parts
+        from tiercache.agent.metrics import MetricsServer
+        from tiercache.agent.server import Server
+
+        settings = with_environment(self.settings)
+        directory = cache_directory(settings)
+        clock = BootClock()
+        endpoints: dict[str, object] = {}
+        engine = Engine(
+            settings,
+            Parts(
+                store=LmdbStore(directory.index),
+                extents=ExtentFiles(directory.extents),
+                state=SharedStateWriter(directory.state),
+                open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
+                clock=clock,
+            ),
+        )
+        server = Server(engine, directory, clock)
+        await engine.start()
+        await server.start()
+        metrics = MetricsServer(settings.agent.metrics_address, engine)
+        metrics.start()
+        log.info("serving %s", directory.root)
+        self.ready.set()
+        if announce:
+            say(Announcement("ready"))
+        try:
+            await self._until_done(server, settings.agent.idle_timeout_s)
+        finally:
+            metrics.stop()
+            await server.stop()
+            await engine.stop()
+            log.info("left %s", directory.root)
+
+    async def _until_done(self, server: object, idle_timeout_s: float) -> None:
+        from tiercache.agent.server import Server
+
+        assert isinstance(server, Server)
+        while True:
+            waits = [
+                asyncio.create_task(self.stopping.wait()),
+                asyncio.create_task(server.stopping.wait()),
+            ]
+            done, pending = await asyncio.wait(
+                waits, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in pending:
+                task.cancel()
+            if done or (idle_timeout_s and server.idle_s > idle_timeout_s):
+                return
+
+
+def open_wrapped(
+    url: object, profile: ProfileSettings, clock: Clock, endpoints: dict[str, object]
+) -> Origin:
+    """Open an origin with retries, limit and breaker; endpoints are shared by name."""
+    from tiercache.origins.open import open_origin, origin_url
+    from tiercache.origins.resilient import Endpoint, ResilientOrigin
+    from tiercache.policy.retry import RetryPolicy
+    from tiercache.policy.urls import OriginUrl
+
+    assert isinstance(url, OriginUrl)
+    name = profile.endpoint or f"{origin_url(url).scheme}:{profile.region}:{profile.account}"
+    endpoint = endpoints.get(name)
+    if endpoint is None:
+        endpoint = Endpoint(name, concurrency=profile.concurrency, clock=clock)
+        endpoints[name] = endpoint
+    assert isinstance(endpoint, Endpoint)
+    origin = open_origin(url, profile, clock=clock)
+    return ResilientOrigin(
+        origin,
+        endpoint=endpoint,
+        clock=clock,
+        policy=RetryPolicy(deadline_s=profile.deadline_s),
+        attempt_timeout_s=profile.connect_timeout_s + profile.request_timeout_s,
+    )
+
+
+def run_agent(settings: Settings, *, announce: bool = True) -> int:
+    """Run an agent until it is idle or told to stop; return an exit status.
+
+    Exactly one agent serves a directory: where another does, this one says so and leaves.
+    """
+    logging.basicConfig(
+        level=settings.agent.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s pid=%(process)d %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        directory = cache_directory(settings)
+        directory.prepare()
+        lock_fd = directory.lock()
+        if lock_fd is None:
+            log.info("another agent serves %s", directory.root)
+            if announce:
+                say(Announcement("busy"))
+            return 0
+        _run_loop(Agent(settings, lock_fd), announce)
+        return 0
+    except TiercacheError as error:
+        log.error("%s", error)
+        if announce:
+            say(
+                Announcement(
+                    "failed", type(error).__name__, error.message, error.path, error.remedy
+                )
+            )
+        return 4
+
+
+def _run_loop(agent: Agent, announce: bool) -> None:
+    import uvloop
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stopping.set)
+        await agent.run(announce)
+
+    uvloop.run(serve())
+
+
+def say(announcement: Announcement) -> None:
+    """Print the one line, and let go of standard output: nobody reads more."""
+    with contextlib.suppress(OSError):  # whoever started us is gone; we serve others
+        os.write(1, msgspec.json.encode(announcement) + b"\n")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+class EmbeddedAgent:
+    """The same agent on a thread of this process, for notebooks and tests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._agent: Agent | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Return when it serves. Another agent in the directory is fine: that one serves."""
+        directory = cache_directory(self._settings)
+        directory.prepare()
+        lock_fd = directory.lock()
+        if lock_fd is None:
+            return
+        settings = msgspec.structs.replace(
+            self._settings, agent=msgspec.structs.replace(self._settings.agent, idle_timeout_s=0)
+        )
+        self._agent = Agent(settings, lock_fd)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._agent,), name="tiercache-agent", daemon=True
+        )
+        self._thread.start()
+        self._agent.ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            os.close(lock_fd)
+            raise self._failure
+
+    def _run(self, agent: Agent) -> None:
+        loop = self._loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(agent.run(announce=False))
+        except BaseException as error:  # the thread's top: handed to whoever starts or stops it
+            self._failure = error
+        finally:
+            agent.ready.set()
+            loop.close()
+
+    def stop(self) -> None:
+        """Stop serving and give the directory up."""
+        if self._agent is None or self._thread is None or self._loop is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it failed by itself
+            self._loop.call_soon_threadsafe(self._agent.stopping.set)
+        self._thread.join(timeout=30)
+        if self._thread.is_alive():
+            raise AgentUnavailable("the embedded agent does not stop")
+        os.close(self._agent.lock_fd)
+        self._agent = None

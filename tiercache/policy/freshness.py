@@ -1,0 +1,54 @@
+"""Freshness: until when a mount may answer from what it knows, without asking its origin.
+
+Times are seconds of CLOCK_BOOTTIME, taken when the confirming request was *sent*: an answer that
+took ten seconds is ten seconds old on arrival. A time from another boot means nothing, so such
+knowledge counts as expired (but immutable bindings hold).
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from tiercache.model import Consistency, Kind
+from tiercache.settings import MountSettings
+
+
+def fresh_until_s(
+    mount: MountSettings, *, kind: Kind, validated_s: float, same_boot: bool
+) -> float:
+    """Return the time until which the knowledge may be used unasked.
+
+    close-to-open has none: an open asks (reads of one handle do not).
+    """
+    if kind is Kind.FILE:
+        match mount.consistency:
+            case Consistency.IMMUTABLE:
+                return inf
+            case Consistency.CLOSE_TO_OPEN:
+                return -inf
+            case Consistency.EVENTUAL:
+                return validated_s + mount.ttl_s if same_boot else -inf
+    if not same_boot or mount.consistency is Consistency.CLOSE_TO_OPEN:
+        return -inf
+    ttl_s = mount.negative_ttl_s if kind is Kind.ABSENT else mount.ttl_s
+    return validated_s + ttl_s
+
+
+def listing_fresh_until_s(mount: MountSettings, *, validated_s: float, same_boot: bool) -> float:
+    """Return the same for a listing. Names may appear in an immutable mount (only the binding
+    name → version is for good), so its listings age by ``ttl_s`` too."""
+    if not same_boot or mount.consistency is Consistency.CLOSE_TO_OPEN:
+        return -inf
+    return validated_s + mount.ttl_s
+
+
+def may_serve_stale(mount: MountSettings, kind: Kind) -> bool:
+    """Return whether expired knowledge may be served while the origin cannot be reached.
+
+    Absence is never served stale: "cannot be reached" is not "not found" (DESIGN, tenet 6).
+    """
+    if kind is Kind.ABSENT:
+        return False
+    if mount.consistency is Consistency.CLOSE_TO_OPEN:
+        return mount.offline == "stale"
+    return True
