@@ -92,7 +92,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. ``profiles`` always holds "default"."""
 
-    cache: CacheSettings = CacheSettings()
+    cache: CacheSettings = msgspec.field(default_factory=CacheSettings)
     mounts: tuple[MountSettings, ...] = ()
     profiles: dict[str, ProfileSettings] = msgspec.field(
         default_factory=lambda: {"default": ProfileSettings()}

@@ -195,6 +195,8 @@ def test_exotic_schemes_can_be_allowed() -> None:
         MountTable([mount], PROFILES)
     table = MountTable([mount], PROFILES, more_schemes={"zany"})
     assert table.resolve("/x/a").origin.scheme == "zany"
+    profiles = {"default": ProfileSettings(driver="fsspec")}
+    assert MountTable([mount], profiles).resolve("/x/a").origin.scheme == "zany"
 
 
 def test_key_outside_the_mount() -> None:

@@ -205,6 +205,7 @@ def _origins(merged: Layer) -> dict[str, str]:
                     found[".".join(option)] = entry.place
 
     note(CACHE, ("cache",))
+    del found["cache.free_space" if ("cache", "capacity") in merged else "cache.capacity"]
     for path in _names(merged, "mount"):
         note(MOUNT, ("mount", path))
     for name in {"default": None} | _names(merged, "profile"):

@@ -9,7 +9,8 @@ import msgspec
 
 from tiercache.config.loading import LoadedConfig
 from tiercache.config.schema import AGENT, CACHE, MOUNT, PROFILE, Field, Kind, Section
-from tiercache.settings import FreeSpaceRatio, TotalBytes
+from tiercache.model import Consistency
+from tiercache.settings import FreeSpaceRatio, MountSettings, TotalBytes
 
 _UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -35,15 +36,23 @@ class _Table(msgspec.Struct, frozen=True):
 def _tables(loaded: LoadedConfig) -> list[_Table]:
     settings = loaded.settings
     tables = [_table(CACHE, "[cache]", "cache", settings.cache)]
-    tables += [
-        _table(MOUNT, "[[mount]]", f"mount.{mount.path}", mount) for mount in settings.mounts
-    ]
+    tables += [_mount(mount) for mount in settings.mounts]
     tables += [
         _table(PROFILE, f"[profile.{_toml_key(name)}]", f"profile.{name}", profile)
         for name, profile in sorted(settings.profiles.items())
     ]
     tables.append(_table(AGENT, "[agent]", "agent", settings.agent))
     return tables
+
+
+def _mount(mount: MountSettings) -> _Table:
+    """Return a mount without the keys that its consistency gives no meaning."""
+    table = _table(MOUNT, "[[mount]]", f"mount.{mount.path}", mount)
+    if mount.consistency is Consistency.IMMUTABLE:
+        del table.values["ttl"]
+    if mount.consistency is not Consistency.CLOSE_TO_OPEN:
+        del table.values["offline"]
+    return table
 
 
 def _table(section: Section, heading: str, at: str, settings: msgspec.Struct) -> _Table:
@@ -115,8 +124,7 @@ def _as_json(tables: list[_Table], origins: dict[str, str], with_origin: bool) -
 
 
 def _origin(table: _Table, key: str, origins: dict[str, str]) -> str:
-    # The default limit stands under one key and is shown under the other's name as well.
-    return origins.get(f"{table.at}.{key}", "default")
+    return origins[f"{table.at}.{key}"]
 
 
 def _as_toml(tables: list[_Table], origins: dict[str, str], with_origin: bool) -> str:

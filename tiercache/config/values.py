@@ -87,7 +87,7 @@ def unknown_key(section: Section, key: str, place: str) -> ConfigError:
 
 def nearest_hint(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """Return the remedy for a misspelled name."""
-    names = sorted(known)
+    names = sorted(str(name) for name in known)
     near = _nearest(name, names)
     return f"did you mean {near!r}?" if near else f"{otherwise} {_list(names)}"
 
