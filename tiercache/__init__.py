@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tiercache.version import __version__
 
 if TYPE_CHECKING:
-    from tiercache.namespace import Namespace, connect
     from tiercache.errors import TiercacheError
     from tiercache.fs import TierCacheFileSystem
+    from tiercache.namespace import Namespace, connect
 
 __all__ = ["Namespace", "TierCacheFileSystem", "TiercacheError", "__version__", "connect"]
 

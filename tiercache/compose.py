@@ -115,9 +115,7 @@ def with_environment(settings: Settings) -> Settings:
     if not account:
         return settings
     profiles = {
-        name: profile
-        if profile.account
-        else msgspec.structs.replace(profile, account=account)
+        name: profile if profile.account else msgspec.structs.replace(profile, account=account)
         for name, profile in settings.profiles.items()
     }
     return msgspec.structs.replace(settings, profiles=profiles)

@@ -4,7 +4,7 @@
     ├── NotFound            (FileNotFoundError)   the origin said: no such object
     ├── IsADirectory        (IsADirectoryError)   data asked of a prefix
     ├── AccessDenied        (PermissionError)     the origin refused the credentials
-    ├── OriginUnavailable   (ConnectionError)     nobody could be asked; says nothing about existence
+    ├── OriginUnavailable   (ConnectionError)     nobody could be asked (is it there?)
     │   └── Throttled                             the origin answered 429 or 503
     ├── PreconditionFailed                        a conditional request met another version
     │   └── AlreadyExists   (FileExistsError)     mode="create" met an object

@@ -28,6 +28,10 @@ from tiercache.settings import MountSettings, Settings
 
 COPY_BYTES = 8 << 20
 
+# The class has a method of the name ``list``.
+_Parts = list[records.ListingPart]
+_Entries = list[Entry]
+
 _living: weakref.WeakSet[Namespace] = weakref.WeakSet()
 
 
@@ -216,7 +220,7 @@ class Namespace:
             now = client.clock.now()
             if now < until:
                 if record.kind is Kind.FILE:
-                    client.reader.entry(path, ask=False)
+                    client.reader.entry_unasked(path)
                 return _stat(path, record, now - record.validated_s, False)
         found = client.link.request(wire.Lookup(path), wire.Found)
         return _stat(path, found, max(0.0, client.clock.now() - found.validated_s), found.stale)
@@ -230,7 +234,7 @@ class Namespace:
             return False
         return True
 
-    def list(self, path: str, recursive: bool = False, *, refresh: bool = False) -> list[Entry]:
+    def list(self, path: str, recursive: bool = False, *, refresh: bool = False) -> _Entries:
         """Return the entries of a directory by name; recursive, everything below it, names
         relative to it. A file lists as itself. ``refresh`` asks the origin in any case.
 
@@ -257,30 +261,28 @@ class Namespace:
                 )
         return [merged[key] for key in sorted(merged)]
 
-    def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> list[Entry]:
+    def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> _Entries:
         prefix = name.directory_prefix
         parts = None if refresh else self._stored_listing(name, prefix, recursive, check=True)
         if parts is None:
             request = wire.ListNames(path, recursive, refresh)
             answer = self.client.link.request(request, wire.Listed)
             if answer.inline is not None:
-                parts = msgspec.msgpack.decode(
-                    answer.inline, type=list[records.ListingPart]
-                )
+                parts = msgspec.msgpack.decode(answer.inline, type=_Parts)
             else:
                 parts = self._stored_listing(name, prefix, recursive, check=False)
         if parts is None:
             raise StaleHandle("the listing changed while it was read", path=path)
-        entries: list[Entry] = []
+        entries: _Entries = []
         for part in parts:
             entries.extend(part.entries)
         return entries
 
     def _stored_listing(
         self, name: Name, prefix: str, recursive: bool, *, check: bool
-    ) -> list[records.ListingPart] | None:
+    ) -> _Parts | None:
         client = self.client
-        parts: list[records.ListingPart] = []
+        parts: _Parts = []
         while not parts or len(parts) < parts[0].parts:
             key = records.listing_key(name.origin, prefix, recursive, len(parts))
             raw = client.index.get(key)
@@ -298,7 +300,7 @@ class Namespace:
             parts.append(part)
         return parts
 
-    def _list_file_or_empty(self, path: str) -> list[Entry]:
+    def _list_file_or_empty(self, path: str) -> _Entries:
         found = self.stat(path)
         if found.kind is Kind.DIRECTORY:
             return []
@@ -435,9 +437,7 @@ def _begin(path: str, mode: str, if_version: str | None) -> wire.WriteBegin:
     return wire.WriteBegin(path, mode)
 
 
-def _stat(
-    path: str, known: records.ObjectRecord | wire.Found, age_s: float, stale: bool
-) -> Stat:
+def _stat(path: str, known: records.ObjectRecord | wire.Found, age_s: float, stale: bool) -> Stat:
     if known.kind is Kind.ABSENT:
         raise NotFound("no such object or directory", path=path)
     return Stat(

@@ -27,7 +27,7 @@ class OriginCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The bytes of one GET and the version they belong to. ``data`` supports the buffer protocol."""
+    """The bytes of one GET, as a buffer, and the version they belong to."""
 
     info: ObjectInfo
     data: Buffer

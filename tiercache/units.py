@@ -20,7 +20,11 @@ _BYTES = {"": 1, "b": 1} | {
     for i, p in enumerate("kmgtp")
     for s, base in (("b", 1000), ("ib", 1024))
 }
-_SECONDS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0} | {
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 

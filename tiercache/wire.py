@@ -23,10 +23,10 @@ HEADER = struct.Struct("<IB")
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag_field="t"):
-    pass
+    """What a client asks."""
 
 
-class Hello(Request, tag=1):
+class Hello(Request, frozen=True, array_like=True, tag=1):
     """``mounts`` and ``profiles`` are what the client is configured with: the agent adds those it
     lacks, and refuses those that contradict its own."""
 
@@ -36,14 +36,14 @@ class Hello(Request, tag=1):
     profiles: tuple[ProfileSettings, ...]
 
 
-class Lookup(Request, tag=2):
-    """Bring name → version up to what the mount asks; ``revalidate`` asks the origin in any case."""
+class Lookup(Request, frozen=True, array_like=True, tag=2):
+    """Bring name → version up to what the mount asks; ``revalidate`` asks the origin anyway."""
 
     path: str
     revalidate: bool = False
 
 
-class Fill(Request, tag=3):
+class Fill(Request, frozen=True, array_like=True, tag=3):
     """Make ``spans`` ((offset, length) in bytes) of this version present, then begin ``ahead``."""
 
     path: str
@@ -52,13 +52,13 @@ class Fill(Request, tag=3):
     ahead: tuple[int, int] = (0, 0)
 
 
-class FillMany(Request, tag=4):
+class FillMany(Request, frozen=True, array_like=True, tag=4):
     """Fill parts of many names in one trip; length None means to the end."""
 
     items: tuple[tuple[str, int, int | None], ...]
 
 
-class Advise(Request, tag=5):
+class Advise(Request, frozen=True, array_like=True, tag=5):
     """Begin reading ahead; no answer."""
 
     path: str
@@ -67,13 +67,13 @@ class Advise(Request, tag=5):
     length: int
 
 
-class ListNames(Request, tag=6):
+class ListNames(Request, frozen=True, array_like=True, tag=6):
     path: str
     recursive: bool
     refresh: bool = False
 
 
-class WriteBegin(Request, tag=7):
+class WriteBegin(Request, frozen=True, array_like=True, tag=7):
     """``mode`` is "overwrite", "create" or "if-version" (then ``token``)."""
 
     path: str
@@ -81,43 +81,43 @@ class WriteBegin(Request, tag=7):
     token: str = ""
 
 
-class WriteData(Request, tag=8):
+class WriteData(Request, frozen=True, array_like=True, tag=8):
     """``data`` is msgpack binary, read without a copy."""
 
     write: int
     data: bytes
 
 
-class WriteFinish(Request, tag=9):
+class WriteFinish(Request, frozen=True, array_like=True, tag=9):
     write: int
 
 
-class WriteAbort(Request, tag=10):
+class WriteAbort(Request, frozen=True, array_like=True, tag=10):
     write: int
 
 
-class Remove(Request, tag=11):
+class Remove(Request, frozen=True, array_like=True, tag=11):
     path: str
     recursive: bool = False
 
 
-class Pin(Request, tag=12):
+class Pin(Request, frozen=True, array_like=True, tag=12):
     path: str
 
 
-class Unpin(Request, tag=13):
+class Unpin(Request, frozen=True, array_like=True, tag=13):
     path: str
 
 
-class Evict(Request, tag=14):
+class Evict(Request, frozen=True, array_like=True, tag=14):
     path: str
 
 
-class Invalidate(Request, tag=15):
+class Invalidate(Request, frozen=True, array_like=True, tag=15):
     path: str
 
 
-class Prefetch(Request, tag=16):
+class Prefetch(Request, frozen=True, array_like=True, tag=16):
     paths: tuple[str, ...]
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -128,22 +128,22 @@ class Prefetch(Request, tag=16):
     background: bool = True
 
 
-class JobQuery(Request, tag=17):
+class JobQuery(Request, frozen=True, array_like=True, tag=17):
     """Wait up to ``wait_s`` for the job to change or end."""
 
     job: str
     wait_s: float = 0.0
 
 
-class JobCancel(Request, tag=18):
+class JobCancel(Request, frozen=True, array_like=True, tag=18):
     job: str
 
 
-class StatusQuery(Request, tag=19):
+class StatusQuery(Request, frozen=True, array_like=True, tag=19):
     pass
 
 
-class ReportCorrupt(Request, tag=20):
+class ReportCorrupt(Request, frozen=True, array_like=True, tag=20):
     """The client saw these pages of this object fail their checksum; the agent looks itself."""
 
     path: str
@@ -151,33 +151,33 @@ class ReportCorrupt(Request, tag=20):
     pages: tuple[int, ...]
 
 
-class CopyObject(Request, tag=21):
+class CopyObject(Request, frozen=True, array_like=True, tag=21):
     source: str
     target: str
     remove_source: bool = False
 
 
-class Shutdown(Request, tag=22):
+class Shutdown(Request, frozen=True, array_like=True, tag=22):
     pass
 
 
-class MountList(Request, tag=23):
+class MountList(Request, frozen=True, array_like=True, tag=23):
     pass
 
 
-class LocalPath(Request, tag=24):
+class LocalPath(Request, frozen=True, array_like=True, tag=24):
     path: str
     pin: bool
 
 
-class ReportUse(Request, tag=25):
+class ReportUse(Request, frozen=True, array_like=True, tag=25):
     """``hits``: (mount path, reads, bytes) that this client answered by itself since it last
     said; no answer."""
 
     hits: tuple[tuple[str, int, int], ...]
 
 
-class ReadThrough(Request, tag=26):
+class ReadThrough(Request, frozen=True, array_like=True, tag=26):
     """Return one span, 8 MiB at most, of this version straight from the origin (``Filled``)."""
 
     path: str
@@ -195,29 +195,29 @@ AnyRequest = (
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True, tag_field="t"):
-    pass
+    """What the agent answers."""
 
 
-class Failure(Response, tag=100):
+class Failure(Response, frozen=True, array_like=True, tag=100):
     error: str
     message: str
     path: str
     remedy: str
 
 
-class Done(Response, tag=101):
+class Done(Response, frozen=True, array_like=True, tag=101):
     """``count`` is what the request counts: pages dropped, objects removed …"""
 
     count: int = 0
 
 
-class Welcome(Response, tag=102):
+class Welcome(Response, frozen=True, array_like=True, tag=102):
     agent_version: str
     agent_pid: int
     mounts: tuple[MountSettings, ...]
 
 
-class Found(Response, tag=103):
+class Found(Response, frozen=True, array_like=True, tag=103):
     """Name → version. ``fresh_until_s`` is CLOCK_BOOTTIME until which the client need not ask
     again; ``stale`` says that the origin could not be asked and this is older than allowed."""
 
@@ -231,20 +231,20 @@ class Found(Response, tag=103):
     cached: bool = True
 
 
-class Filled(Response, tag=104):
+class Filled(Response, frozen=True, array_like=True, tag=104):
     """One element: None when all spans are in the cache now, else the bytes of the first span
     (read-through)."""
 
     data: tuple[bytes | None, ...]
 
 
-class FilledMany(Response, tag=105):
+class FilledMany(Response, frozen=True, array_like=True, tag=105):
     """One element an item: None where it is to be read now, or the failure of that item alone."""
 
     data: tuple[Failure | None, ...]
 
 
-class Listed(Response, tag=106):
+class Listed(Response, frozen=True, array_like=True, tag=106):
     """The listing is in the index; or, where the index cannot be written, ``inline`` holds it."""
 
     stale: bool = False
@@ -252,25 +252,25 @@ class Listed(Response, tag=106):
     inline: bytes | None = None
 
 
-class WriteStarted(Response, tag=107):
+class WriteStarted(Response, frozen=True, array_like=True, tag=107):
     write: int
 
 
-class Job(Response, tag=108):
+class Job(Response, frozen=True, array_like=True, tag=108):
     progress: JobProgress
 
 
-class Status(Response, tag=109):
+class Status(Response, frozen=True, array_like=True, tag=109):
     """JSON text; its schema is documented in docs/operations.md."""
 
     body: bytes
 
 
-class Mounts(Response, tag=110):
+class Mounts(Response, frozen=True, array_like=True, tag=110):
     mounts: tuple[MountSettings, ...]
 
 
-class Local(Response, tag=111):
+class Local(Response, frozen=True, array_like=True, tag=111):
     file: str
 
 

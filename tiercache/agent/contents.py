@@ -255,9 +255,7 @@ class Contents:
             slot = target.slot + offset * target.slots // target.length_bytes
             self._index.put_object(
                 member.digest,
-                msgspec.structs.replace(
-                    record, extents=((target.id, slot),), pack_offset=offset
-                ),
+                msgspec.structs.replace(record, extents=((target.id, slot),), pack_offset=offset),
             )
 
         await self.packs_for(record).append(

@@ -195,9 +195,9 @@ class Engine:
         located = self.mounts.locate(request.path)
         return await self.names.lookup(located, revalidate=request.revalidate)
 
-    async def list(self, request: wire.ListNames) -> wire.Listed:
+    async def list_names(self, request: wire.ListNames) -> wire.Listed:
         located = self.mounts.locate(request.path)
-        listing = await self.names.list(
+        listing = await self.names.listing(
             located, recursive=request.recursive, refresh=request.refresh
         )
         return wire.Listed(stale=listing.stale, validated_s=listing.parts[0].validated_s)
@@ -223,9 +223,7 @@ class Engine:
         except NotCached:
             # One frame holds one run: what is more is asked for with ReadThrough.
             offset, length = request.spans[0]
-            data = await self.filler.read_through(
-                target, offset, min(length, wire.MAX_SPAN_BYTES)
-            )
+            data = await self.filler.read_through(target, offset, min(length, wire.MAX_SPAN_BYTES))
             return wire.Filled((data,))
         return wire.Filled((None,))
 
@@ -446,7 +444,5 @@ class Engine:
 def failure(error: BaseException, path: str = "") -> wire.Failure:
     """Return the wire form of an error. Builtin OSErrors of the device keep their text."""
     if isinstance(error, TiercacheError):
-        return wire.Failure(
-            type(error).__name__, error.message, error.path or path, error.remedy
-        )
+        return wire.Failure(type(error).__name__, error.message, error.path or path, error.remedy)
     return wire.Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")

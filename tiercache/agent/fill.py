@@ -102,9 +102,7 @@ class Filler:
                 if error is not None:
                     raise error
 
-    def begin(
-        self, target: Target, spans: Iterable[tuple[int, int]]
-    ) -> set[asyncio.Task[None]]:
+    def begin(self, target: Target, spans: Iterable[tuple[int, int]]) -> set[asyncio.Task[None]]:
         """Start what is missing and return the tasks to wait for; read-ahead ignores them."""
         if not self._device.usable:
             raise NotCached("the cache device is not usable")
@@ -205,14 +203,10 @@ class Filler:
 
     async def _get(self, target: Target, start: int, stop: int) -> Buffer:
         try:
-            fetched = await target.origin.get(
-                target.key, start=start, end=stop, token=target.token
-            )
+            fetched = await target.origin.get(target.key, start=start, end=stop, token=target.token)
         except (PreconditionFailed, FileNotFoundError) as error:
             await self.version_changed(target)
-            raise StaleHandle(
-                "the object was replaced at its origin", path=target.path
-            ) from error
+            raise StaleHandle("the object was replaced at its origin", path=target.path) from error
         return fetched.data
 
     async def _write(self, state: ExtentState, offset: int, data: Buffer) -> bytes:

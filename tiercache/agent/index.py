@@ -99,9 +99,7 @@ class Index:
                     waiting.set_result(None)
                     continue
                 try:
-                    await loop.run_in_executor(
-                        self._executor, self._store.commit, self._committing
-                    )
+                    await loop.run_in_executor(self._executor, self._store.commit, self._committing)
                 except Exception as error:  # any failure belongs to the waiters, who count it
                     self._pending = self._committing | self._pending
                     self._committing = {}

@@ -275,9 +275,7 @@ class Jobs:
         if job.spec.pin and not job.spec.dry_run:
             self._pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
 
-    async def _worker(
-        self, job: _Job, queue: asyncio.Queue[tuple[Located, Entry] | None]
-    ) -> None:
+    async def _worker(self, job: _Job, queue: asyncio.Queue[tuple[Located, Entry] | None]) -> None:
         while (item := await queue.get()) is not None:
             located, entry = item
             try:

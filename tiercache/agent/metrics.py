@@ -42,7 +42,7 @@ class MetricsServer:
                 remedy='write it like "127.0.0.1:9464"',
             )
         registry = CollectorRegistry()
-        registry.register(_Collector(self._engine))  # type: ignore[arg-type]  # a protocol by duck
+        registry.register(_Collector(self._engine))
         try:
             self._server, self._thread = start_http_server(
                 int(port), addr=host or "127.0.0.1", registry=registry

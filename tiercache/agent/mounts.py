@@ -63,9 +63,7 @@ class Mounts:
     def origins(self) -> list[Origin]:
         return list(self._origins.values())
 
-    def add(
-        self, mounts: Iterable[MountSettings], profiles: Iterable[ProfileSettings]
-    ) -> None:
+    def add(self, mounts: Iterable[MountSettings], profiles: Iterable[ProfileSettings]) -> None:
         """Take over what a client is configured with. Raises ConfigError, changing nothing, where
         a path or profile name stands for something else already."""
         new_mounts, new_profiles = dict(self._mounts), dict(self._profiles)

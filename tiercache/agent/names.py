@@ -141,11 +141,7 @@ class Names:
     ) -> ObjectRecord:
         """Put what the origin said at ``sent_s``. A version that differs drops the old bytes."""
         known = self._index.get_object(located.digest)
-        if (
-            known is not None
-            and known.validated_s > sent_s
-            and known.boot == self._clock.boot_id
-        ):
+        if known is not None and known.validated_s > sent_s and known.boot == self._clock.boot_id:
             return known  # a later answer, or our own write, was faster
         same = known is not None and info is not None and known.kind is kind
         if known is not None and same and info is not None and known.token == info.token:
@@ -179,7 +175,7 @@ class Names:
 
     # -- listings ---------------------------------------------------------------------------
 
-    async def list(self, located: Located, *, recursive: bool, refresh: bool) -> Listing:
+    async def listing(self, located: Located, *, recursive: bool, refresh: bool) -> Listing:
         """Return a whole listing, from the index where it is fresh. Never a part of one.
 
         Raises OriginUnavailable where nobody could be asked and none is known.
@@ -207,9 +203,7 @@ class Names:
             same_boot=part.boot == self._clock.boot_id,
         )
 
-    def _stored(
-        self, located: Located, prefix: str, recursive: bool
-    ) -> tuple[ListingPart, ...]:
+    def _stored(self, located: Located, prefix: str, recursive: bool) -> tuple[ListingPart, ...]:
         parts: list[ListingPart] = []
         while not parts or len(parts) < parts[0].parts:
             key = records.listing_key(located.origin.url, prefix, recursive, len(parts))

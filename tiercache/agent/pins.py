@@ -1,4 +1,4 @@
-"""Pins: which names are never evicted. A pin names a path; it covers all versions, now and later."""
+"""Pins: which names are never evicted. A pin names a path and covers all its versions."""
 
 from __future__ import annotations
 

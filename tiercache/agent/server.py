@@ -64,7 +64,7 @@ class Server:
             wire.Fill: engine.fill,
             wire.FillMany: engine.fill_many,
             wire.ReadThrough: engine.read_through,
-            wire.ListNames: engine.list,
+            wire.ListNames: engine.list_names,
             wire.Remove: engine.remove,
             wire.CopyObject: engine.copy,
             wire.Pin: engine.pin,
@@ -96,7 +96,8 @@ class Server:
         """Stop accepting, end the connections, remove the socket."""
         if self._server is not None:
             self._server.close()
-        Path(self._directory.socket).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._directory.socket)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -120,7 +120,7 @@ class Space:
         self._pins = pins
         self._limit = limit
         self._free_ratio = limit.ratio if isinstance(limit, FreeSpaceRatio) else 0.0
-        available, total, _ = extents.free()
+        _, total, _ = extents.free()
         capacity = total if isinstance(limit, FreeSpaceRatio) else limit.capacity_bytes
         self.capacity_bytes = capacity
         self.placement = Placement.of_capacity(capacity)

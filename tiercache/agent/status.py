@@ -1,5 +1,4 @@
-"""Status: everything an operator asks, as one document. Its keys are a promise (docs/operations).
-"""
+"""Status: everything an operator asks, as one document. Its keys are a promise (docs/operations)."""
 
 from __future__ import annotations
 
@@ -67,9 +66,7 @@ def document(
         },
         "mounts": [msgspec.to_builtins(mount) for mount in engine.mounts.all],
         "reads": reads(engine),
-        "origins": [
-            {"url": origin.url, **snapshot(origin)} for origin in engine.mounts.origins
-        ],
+        "origins": [{"url": origin.url, **snapshot(origin)} for origin in engine.mounts.origins],
         "pins": engine.pins.paths,
         "jobs": [msgspec.to_builtins(job) for job in engine.jobs.all()],
         "clients": clients,

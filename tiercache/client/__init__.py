@@ -1,1 +1,1 @@
-"""What runs in the training process: finding bytes in the index, and asking the agent for the rest."""
+"""What runs in the training process: finding bytes in the index, or asking the agent for them."""

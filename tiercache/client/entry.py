@@ -33,9 +33,7 @@ class Segment:
 
     __slots__ = ("base", "end", "ext", "extent_id", "map", "slot", "start", "verified")
 
-    def __init__(
-        self, *, extent_id: int, slot: int, start: int, end: int, base: int
-    ) -> None:
+    def __init__(self, *, extent_id: int, slot: int, start: int, end: int, base: int) -> None:
         self.extent_id = extent_id
         self.slot = slot
         self.start = start
@@ -92,7 +90,7 @@ class Entry:
         self.generation = 0
         self.raw = b""
         self.stale = False
-        self.read_ahead = before.read_ahead if before else ReadAhead()
+        self.read_ahead: ReadAhead = before.read_ahead if before else ReadAhead()
         # Of the only segment, None while it is not open
         single = self.segments[0] if len(self.segments) == 1 else None
         self.ext: ExtentReader | None = single.ext if single else None

@@ -175,7 +175,8 @@ def connect(sock: socket.socket, path: str) -> None:
 def receive(sock: socket.socket) -> wire.Response:
     """Read one response. Raises EOFError when the peer has gone."""
     header = _exactly(sock, wire.HEADER.size)
-    return wire.decode_response(_exactly(sock, wire.parse_header(header)))
+    answer: wire.Response = wire.decode_response(_exactly(sock, wire.parse_header(header)))
+    return answer
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:

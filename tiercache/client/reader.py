@@ -8,20 +8,17 @@ Thread safe; nothing survives a fork (the Namespace makes a new Reader in the ch
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from time import CLOCK_BOOTTIME, clock_gettime
 
-import crc32c
-
 from tiercache import records, wire
-from tiercache.client.entry import UNCHECKED, Entry, Segment, Use, span_pages
+from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
-from tiercache.client.resolver import Resolver
+from tiercache.client.resolver import Name, Resolver
+from tiercache.client.verify import Verifier
 from tiercache.errors import (
     CacheFull,
-    CorruptPage,
     IsADirectory,
     NotFound,
     StaleHandle,
@@ -71,7 +68,7 @@ class Reader:
         # Single dict operations, atomic by themselves
         self._hot: dict[str, Entry] = {}
         self._uses: dict[str, Use] = {}
-        self._buffers = threading.local()
+        self._verifier = Verifier(index, link)
 
     # -- the public calls -------------------------------------------------------------------
 
@@ -166,7 +163,7 @@ class Reader:
 
     def _is_hit(self, path: str, offset: int, length: int | None) -> bool:
         try:
-            entry = self.entry(path, ask=False)
+            entry = self.entry_unasked(path)
         except TiercacheError:
             return True  # known to fail: the read says how, and needs no fill
         if entry is None:
@@ -176,44 +173,45 @@ class Reader:
 
     # -- names ------------------------------------------------------------------------------
 
-    def entry(self, path: str, *, ask: bool = True) -> Entry:
+    def entry(self, path: str) -> Entry:
         """Return the version that ``path`` names now, as fresh as its mount asks.
 
-        With ``ask`` false the agent is not asked: returns None where only it could tell. Raises
-        NotFound, IsADirectory, OriginUnavailable.
+        Raises NotFound, IsADirectory, OriginUnavailable.
         """
+        known = self.entry_unasked(path)
+        if known is not None:
+            return known
+        located = self._resolver.locate(path)
+        found = self._link.request(wire.Lookup(path), wire.Found)
+        epoch = self._words[_EPOCH]
+        raw = self._index.get(records.object_key(located.digest)) or b""
+        record = records.decode_object(raw) if raw else _told(located, found)
+        if record.token != found.token or record.kind is not found.kind:
+            # The index cannot be written, or has moved on already: what we were told holds.
+            raw, record = b"", _told(located, found)
+        return self._known(path, raw, record, epoch, found.fresh_until_s, stale=found.stale)
+
+    def entry_unasked(self, path: str) -> Entry | None:
+        """The same without asking the agent: None where only it could tell."""
         entry = self._hot.get(path)
         now = clock_gettime(CLOCK_BOOTTIME)
-        if (
-            entry is not None
-            and entry.epoch == self._words[_EPOCH]
-            and now < entry.fresh_until_s
-        ):
+        if entry is not None and entry.epoch == self._words[_EPOCH] and now < entry.fresh_until_s:
             return entry
         located = self._resolver.locate(path)
         epoch = self._words[_EPOCH]
         raw = self._index.get(records.object_key(located.digest))
-        if raw is not None:
-            record = records.decode_object(raw)
-            until = fresh_until_s(
-                located.mount,
-                kind=record.kind,
-                validated_s=record.validated_s,
-                same_boot=record.boot == self._boot_id,
-            )
-            if now < until:
-                return self._known(path, raw, record, epoch, until, stale=False)
-        if not ask:
-            return None  # type: ignore[return-value]  # only with ask=False, for _is_hit
-        found = self._link.request(wire.Lookup(path), wire.Found)
-        epoch = self._words[_EPOCH]
-        raw = self._index.get(records.object_key(located.digest)) or b""
-        record = records.decode_object(raw) if raw else None
-        if record is None or record.token != found.token or record.kind is not found.kind:
-            # The index cannot be written, or has moved on already: what we were told holds.
-            raw, record = b"", _told(located.origin, located.key, found)
-        until = found.fresh_until_s
-        return self._known(path, raw, record, epoch, until, stale=found.stale)
+        if raw is None:
+            return None
+        record = records.decode_object(raw)
+        until = fresh_until_s(
+            located.mount,
+            kind=record.kind,
+            validated_s=record.validated_s,
+            same_boot=record.boot == self._boot_id,
+        )
+        if now >= until:
+            return None
+        return self._known(path, raw, record, epoch, until, stale=False)
 
     def _known(
         self, path: str, raw: bytes, record: ObjectRecord, epoch: int, until: float, *, stale: bool
@@ -292,9 +290,7 @@ class Reader:
 
     # -- bytes ------------------------------------------------------------------------------
 
-    def read_entry(
-        self, entry: Entry, offset: int, length: int | None
-    ) -> tuple[Entry, bytes]:
+    def read_entry(self, entry: Entry, offset: int, length: int | None) -> tuple[Entry, bytes]:
         """Read this version; returns the entry to go on with, and the bytes."""
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
@@ -329,9 +325,7 @@ class Reader:
             return _pread(ext.fd, end - start, entry.base + start)
         return None
 
-    def entry_into(
-        self, entry: Entry, offset: int, buffer: memoryview
-    ) -> tuple[Entry, int]:
+    def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
         """Read this version into ``buffer``, run by run, reading ahead of itself."""
         start, end = clamp(offset, len(buffer), entry.record.size_bytes)
         done = start
@@ -382,7 +376,7 @@ class Reader:
             first, last = span_pages(segment, start, end)
             if segment.verified.find(0, first, last) < 0:
                 continue
-            if not segment.extent_id or self._lacking(entry, segment, first, last):
+            if not segment.extent_id or self._verifier.lacking(entry, segment, first, last):
                 return True
         return not entry.segments
 
@@ -400,96 +394,15 @@ class Reader:
             if segment.ext is None and not self._handles.open(entry, segment):
                 missing.append((base + first, base + last))
                 continue
-            lacking = self._lacking(entry, segment, first, last)
+            lacking = self._verifier.lacking(entry, segment, first, last)
             if lacking:
                 missing += [(base + page, base + page + 1) for page in lacking]
             else:
                 missing += [
                     (base + page, base + page + 1)
-                    for page in self._verify(entry, segment, first, last)
+                    for page in self._verifier.verify(entry, segment, first, last)
                 ]
         return missing
-
-    def _lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
-        if entry.record.packed:
-            return []
-        lacking = []
-        base = segment.start >> PAGE_SHIFT
-        chunk, bitmap = -1, b""
-        for page in range(base + first, base + last):
-            if segment.verified[page - base]:
-                continue
-            if page // CHUNK_PAGES != chunk:
-                chunk = page // CHUNK_PAGES
-                key = records.chunk_key(entry.record.data_id, chunk)
-                bitmap = self._index.get(key) or bytes(BITMAP_BYTES)
-            if not has_page(bitmap, page % CHUNK_PAGES):
-                lacking.append(page - base)
-        return lacking
-
-    def _verify(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
-        """Check pages that are present for the first time; return those found bad, reported."""
-        bad = []
-        step = VERIFY_BYTES >> PAGE_SHIFT
-        for start in range(first, last, step):
-            bad += self._verify_block(entry, segment, start, min(last, start + step))
-        if bad:
-            base = segment.start >> PAGE_SHIFT
-            report = wire.ReportCorrupt(
-                entry.path, entry.record.data_id, tuple(base + page for page in bad)
-            )
-            if not self._link.request(report, wire.Done).count:
-                entry.epoch = UNCHECKED
-                if self.current(entry) is entry:
-                    raise CorruptPage(
-                        "pages fail their checksum here but not in the agent", path=entry.path
-                    )
-        return bad
-
-    def _verify_block(
-        self, entry: Entry, segment: Segment, first: int, last: int
-    ) -> list[int]:
-        ext = segment.ext
-        if ext is None:
-            return list(range(first, last))
-        length = min(last << PAGE_SHIFT, segment.end - segment.start) - (first << PAGE_SHIFT)
-        buffer = self._buffer()[:length]
-        try:
-            got = os.preadv(ext.fd, [buffer], segment.base + (first << PAGE_SHIFT))
-        except OSError:
-            got = 0  # the device cannot read it: the same as bytes that are wrong
-        crcs = self._checksums(entry, segment, first, last)
-        bad = []
-        for page in range(first, last):
-            inside = (page - first) << PAGE_SHIFT
-            data = buffer[inside : min(inside + PAGE_BYTES, got)]
-            expected = crcs[(page - first) * 4 : (page - first) * 4 + 4]
-            if crc32c.crc32c(data).to_bytes(4, "little") != expected:
-                bad.append(page)
-            else:
-                segment.verified[page] = 1
-        return bad
-
-    def _checksums(self, entry: Entry, segment: Segment, first: int, last: int) -> bytes:
-        if entry.record.packed:
-            return entry.record.crcs[first * 4 : last * 4]
-        found = b""
-        base = segment.start >> PAGE_SHIFT
-        page = base + first
-        while page < base + last:
-            chunk, relative = divmod(page, CHUNK_PAGES)
-            count = min(CHUNK_PAGES - relative, base + last - page)
-            raw = self._index.get(records.chunk_key(entry.record.data_id, chunk)) or b""
-            start = BITMAP_BYTES + relative * 4
-            found += raw[start : start + count * 4].ljust(count * 4, b"\0")
-            page += count
-        return found
-
-    def _buffer(self) -> memoryview:
-        buffer: memoryview | None = getattr(self._buffers, "verify", None)
-        if buffer is None:
-            buffer = self._buffers.verify = memoryview(bytearray(VERIFY_BYTES))
-        return buffer
 
     def _copy(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Return verified bytes; None where an extent was let go of meanwhile."""
@@ -629,10 +542,10 @@ def _spans(missing: list[tuple[int, int]], start: int, end: int) -> tuple[tuple[
     return tuple(spans)
 
 
-def _told(origin: str, key: str, found: wire.Found) -> ObjectRecord:
+def _told(name: Name, found: wire.Found) -> ObjectRecord:
     return ObjectRecord(
-        origin=origin,
-        key=key,
+        origin=name.origin,
+        key=name.key,
         kind=found.kind,
         token=found.token,
         size_bytes=found.size_bytes,

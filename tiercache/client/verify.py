@@ -1,0 +1,112 @@
+"""Verification: each page is checked when this process first touches it after an agent start.
+
+Thread safe: two threads may check one page at once, to the same end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import crc32c
+
+from tiercache import records, wire
+from tiercache.client.entry import UNCHECKED, Entry, Segment
+from tiercache.client.link import Link
+from tiercache.errors import CorruptPage
+from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT
+from tiercache.policy.pages import has_page
+from tiercache.ports import MetadataReader
+from tiercache.records import BITMAP_BYTES
+
+# Verification reads through a buffer that stays in the processor's cache.
+VERIFY_BYTES = 512 * 1024
+
+
+class Verifier:
+    """Presence and checksums, from the index."""
+
+    def __init__(self, index: MetadataReader, link: Link) -> None:
+        self._index = index
+        self._link = link
+        self._buffers = threading.local()
+
+    def lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
+        if entry.record.packed:
+            return []
+        lacking = []
+        base = segment.start >> PAGE_SHIFT
+        chunk, bitmap = -1, b""
+        for page in range(base + first, base + last):
+            if segment.verified[page - base]:
+                continue
+            if page // CHUNK_PAGES != chunk:
+                chunk = page // CHUNK_PAGES
+                key = records.chunk_key(entry.record.data_id, chunk)
+                bitmap = self._index.get(key) or bytes(BITMAP_BYTES)
+            if not has_page(bitmap, page % CHUNK_PAGES):
+                lacking.append(page - base)
+        return lacking
+
+    def verify(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
+        """Check pages that are present for the first time; return those found bad, reported."""
+        bad = []
+        step = VERIFY_BYTES >> PAGE_SHIFT
+        for start in range(first, last, step):
+            bad += self._verify_block(entry, segment, start, min(last, start + step))
+        if bad:
+            base = segment.start >> PAGE_SHIFT
+            report = wire.ReportCorrupt(
+                entry.path, entry.record.data_id, tuple(base + page for page in bad)
+            )
+            dropped = self._link.request(report, wire.Done).count
+            unmoved = self._index.get(records.object_key(entry.digest)) == entry.raw
+            if not dropped and unmoved:
+                raise CorruptPage(
+                    "pages fail their checksum here but not in the agent", path=entry.path
+                )
+            entry.epoch = UNCHECKED
+        return bad
+
+    def _verify_block(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
+        ext = segment.ext
+        if ext is None:
+            return list(range(first, last))
+        length = min(last << PAGE_SHIFT, segment.end - segment.start) - (first << PAGE_SHIFT)
+        buffer = self._buffer()[:length]
+        try:
+            got = os.preadv(ext.fd, [buffer], segment.base + (first << PAGE_SHIFT))
+        except OSError:
+            got = 0  # the device cannot read it: the same as bytes that are wrong
+        crcs = self._checksums(entry, segment, first, last)
+        bad = []
+        for page in range(first, last):
+            inside = (page - first) << PAGE_SHIFT
+            data = buffer[inside : min(inside + PAGE_BYTES, got)]
+            expected = crcs[(page - first) * 4 : (page - first) * 4 + 4]
+            if crc32c.crc32c(data).to_bytes(4, "little") != expected:
+                bad.append(page)
+            else:
+                segment.verified[page] = 1
+        return bad
+
+    def _checksums(self, entry: Entry, segment: Segment, first: int, last: int) -> bytes:
+        if entry.record.packed:
+            return entry.record.crcs[first * 4 : last * 4]
+        found = b""
+        base = segment.start >> PAGE_SHIFT
+        page = base + first
+        while page < base + last:
+            chunk, relative = divmod(page, CHUNK_PAGES)
+            count = min(CHUNK_PAGES - relative, base + last - page)
+            raw = self._index.get(records.chunk_key(entry.record.data_id, chunk)) or b""
+            start = BITMAP_BYTES + relative * 4
+            found += raw[start : start + count * 4].ljust(count * 4, b"\0")
+            page += count
+        return found
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._buffers, "verify", None)
+        if buffer is None:
+            buffer = self._buffers.verify = memoryview(bytearray(VERIFY_BYTES))
+        return buffer
