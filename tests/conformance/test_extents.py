@@ -265,6 +265,26 @@ def fcntl_lock_exclusive(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize("reaped", [False, True])
+def test_an_extent_discarded_between_open_and_lock_is_gone(
+    store: ExtentFiles, readers: ExtentReaders, monkeypatch: pytest.MonkeyPatch, reaped: bool
+) -> None:
+    """Else a reader would hold blocks that the ledger counts as free."""
+    store.create(ID, MIB)
+    real = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        monkeypatch.setattr("tiercache.extents.files.fcntl.flock", real)
+        store.discard(ID)
+        if reaped:
+            assert [found for found, _ in store.reap()] == [ID]
+        real(fd, operation)
+
+    monkeypatch.setattr("tiercache.extents.files.fcntl.flock", late)
+    assert readers.open(ID) is None
+    assert [found for found, _ in store.reap()] == ([] if reaped else [ID])
+
+
 def test_writable_handles_are_bounded(root: Path) -> None:
     store = ExtentFiles(root, writable_handles=3)
     before = len(os.listdir("/proc/self/fd"))

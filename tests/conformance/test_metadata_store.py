@@ -274,9 +274,10 @@ class TestLmdbStore(MetadataStoreContract):
             store.close()
 
     def test_slots_of_killed_readers_are_freed(self, store: LmdbStore, tmp_path: Path) -> None:
-        store.commit({b"stop": b"0"})
+        """An idle reader keeps its slot, so that look-ups take no mutex; its death frees it."""
         reader = subprocess.Popen(
-            [sys.executable, "-c", _WATCH, str(tmp_path / "index.lmdb")],
+            [sys.executable, "-c", _IDLE, str(tmp_path / "index.lmdb")],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -284,7 +285,7 @@ class TestLmdbStore(MetadataStoreContract):
         assert reader.stdout.readline() == "ready\n"
         reader.kill()
         reader.wait()
-        reader.stdout.close()
+        reader.communicate()
         assert store.reader_check() == 1
 
     def test_handles_survive_a_fork_on_both_sides(self, store: LmdbStore, tmp_path: Path) -> None:
@@ -298,7 +299,8 @@ class TestLmdbStore(MetadataStoreContract):
         child.start()
         try:
             assert ours.poll(30)
-            assert ours.recv() == [b"1", "Unsupported"]
+            # The child reads through an environment of its own.
+            assert ours.recv() == [b"1", "Unsupported", True]
             store.commit({b"k0": b"2"})  # the parent is still the writer
             ours.send("go on")
             assert ours.poll(30)
@@ -384,11 +386,20 @@ def _in_child(
         refused = "nothing"
     except Unsupported as error:
         refused = type(error).__name__
-    pipe.send([reader.get(b"k0"), refused])
+    pipe.send([reader.get(b"k0"), refused, reader._shared.env_pid == os.getpid()])
     pipe.recv()
     pipe.send(reader.get(b"k0"))
     reader.abandon()
 
+
+_IDLE = """
+import sys
+from tiercache.metadata.lmdb_store import LmdbReader
+reader = LmdbReader(sys.argv[1])
+reader.get(b"k0")
+print("ready", flush=True)
+sys.stdin.read()
+"""
 
 _WATCH = """
 import sys
