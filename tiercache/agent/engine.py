@@ -12,18 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tiercache import records, wire
-from tiercache.agent.chunks import Chunks, checksums
-from tiercache.agent.contents import Contents, without_data
-from tiercache.agent.device import Device, NotCached
+from tiercache.agent.chunks import checksums
+from tiercache.agent.contents import without_data
+from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
-from tiercache.agent.index import Index
 from tiercache.agent.jobs import Jobs
-from tiercache.agent.memory import MemoryBudget
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin
 from tiercache.agent.names import Names
-from tiercache.agent.packs import PackWriter
-from tiercache.agent.pins import Pins
-from tiercache.agent.space import Space
+from tiercache.agent.plane import build_plane
 from tiercache.agent.writes import Writes
 from tiercache.clock import Clock
 from tiercache.errors import (
@@ -69,85 +65,27 @@ class Engine:
         self._extents = parts.extents
         self._state = parts.state
         self._store = parts.store
-        self.index = Index(parts.store, self.executor)
-        self.memory = MemoryBudget(settings.cache.memory_bytes)
-        self.device = Device(parts.clock.now)
-        self.chunks = Chunks(self.index)
-        self.pins = Pins(self.index)
+        plane = build_plane(
+            settings=settings.cache,
+            store=parts.store,
+            extents=parts.extents,
+            state=parts.state,
+            clock=parts.clock,
+            executor=self.executor,
+        )
+        self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
+        self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
+        self.memory, self.device = plane.memory, plane.device
         self.mounts = Mounts(settings.mounts, settings.profiles, parts.open_origin)
-        self.space = Space(
-            index=self.index,
-            extents=parts.extents,
-            state=parts.state,
-            pins=self.pins,
-            limit=settings.cache.limit,
-        )
-        self.packs = self._pack_writer(pinned=False)
-        self.pinned_packs = self._pack_writer(pinned=True)
-        self.contents = Contents(
-            index=self.index,
-            space=self.space,
-            chunks=self.chunks,
-            extents=parts.extents,
-            pins=self.pins,
-            packs=self.packs,
-            pinned_packs=self.pinned_packs,
-        )
-        self.names = Names(
-            index=self.index,
-            mounts=self.mounts,
-            contents=self.contents,
-            state=parts.state,
-            clock=parts.clock,
-        )
-        self.filler = Filler(
-            index=self.index,
-            space=self.space,
-            chunks=self.chunks,
-            contents=self.contents,
-            extents=parts.extents,
-            memory=self.memory,
-            device=self.device,
-            executor=self.executor,
-        )
+        self.names = Names(plane, self.mounts)
+        self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
-        self.writes = Writes(
-            index=self.index,
-            names=self.names,
-            contents=self.contents,
-            filler=self.filler,
-            chunks=self.chunks,
-            space=self.space,
-            extents=parts.extents,
-            state=parts.state,
-            memory=self.memory,
-            device=self.device,
-            clock=parts.clock,
-            executor=self.executor,
-        )
-        self.jobs = Jobs(
-            index=self.index,
-            mounts=self.mounts,
-            names=self.names,
-            filler=self.filler,
-            contents=self.contents,
-            space=self.space,
-            pins=self.pins,
-            clock=parts.clock,
-        )
+        self.writes = Writes(plane, self.names, self.filler)
+        self.jobs = Jobs(plane, self.mounts, self.names, self.filler)
         self.corrupt_pages = 0
         # Reported by clients, by mount: (reads, bytes) answered without us.
         self.hits: dict[str, list[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
-
-    def _pack_writer(self, *, pinned: bool) -> PackWriter:
-        return PackWriter(
-            space=self.space,
-            index=self.index,
-            extents=self._extents,
-            executor=self.executor,
-            pinned=pinned,
-        )
 
     # -- life -------------------------------------------------------------------------------
 

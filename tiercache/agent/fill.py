@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import msgspec
 
-from tiercache.agent.chunks import Chunks, checksums
-from tiercache.agent.contents import Contents
-from tiercache.agent.device import Device, NotCached
-from tiercache.agent.index import Index
-from tiercache.agent.memory import MemoryBudget
-from tiercache.agent.space import ExtentState, Space
+from tiercache.agent.chunks import checksums
+from tiercache.agent.device import NotCached
+from tiercache.agent.plane import Plane
+from tiercache.agent.space import ExtentState
 from tiercache.errors import CacheFull, PreconditionFailed, StaleHandle
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
-from tiercache.ports import Buffer, ExtentStore, Origin
+from tiercache.ports import Buffer, Origin
 from tiercache.records import ObjectRecord
 
 # Runs up to this size are written on the loop: a thread hop costs as much as the write.
@@ -46,26 +43,15 @@ class Target:
 class Filler:
     """Single flight by page for large objects, by object for small ones."""
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        space: Space,
-        chunks: Chunks,
-        contents: Contents,
-        extents: ExtentStore,
-        memory: MemoryBudget,
-        device: Device,
-        executor: Executor,
-    ) -> None:
-        self._index = index
-        self._space = space
-        self._chunks = chunks
-        self._contents = contents
-        self._extents = extents
-        self._memory = memory
-        self._device = device
-        self._executor = executor
+    def __init__(self, plane: Plane) -> None:
+        self._index = plane.index
+        self._space = plane.space
+        self._chunks = plane.chunks
+        self._contents = plane.contents
+        self._extents = plane.extents
+        self._memory = plane.memory
+        self._device = plane.device
+        self._executor = plane.executor
         self._pages: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._objects: dict[tuple[bytes, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -14,15 +14,11 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from tiercache import records
-from tiercache.agent.contents import Contents
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
-from tiercache.agent.index import Index
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
-from tiercache.agent.pins import Pins
-from tiercache.agent.space import Space
-from tiercache.clock import Clock
+from tiercache.agent.plane import Plane
 from tiercache.errors import NotFound, TiercacheError
 from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
 from tiercache.policy.globs import GlobFilter
@@ -100,26 +96,15 @@ class _Job:
 class Jobs:
     """All jobs of this agent."""
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        mounts: Mounts,
-        names: Names,
-        filler: Filler,
-        contents: Contents,
-        space: Space,
-        pins: Pins,
-        clock: Clock,
-    ) -> None:
-        self._index = index
+    def __init__(self, plane: Plane, mounts: Mounts, names: Names, filler: Filler) -> None:
+        self._index = plane.index
         self._mounts = mounts
         self._names = names
         self._filler = filler
-        self._contents = contents
-        self._space = space
-        self._pins = pins
-        self._clock = clock
+        self._contents = plane.contents
+        self._space = plane.space
+        self._pins = plane.pins
+        self._clock = plane.clock
         self._jobs: dict[str, _Job] = {}
         self._large = asyncio.Semaphore(LARGE_IN_FLIGHT)
         self._stopping = False

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from tiercache import records
-from tiercache.agent.contents import Contents, without_data
-from tiercache.agent.index import Index
+from tiercache.agent.contents import without_data
 from tiercache.agent.mounts import Located, Mounts
-from tiercache.clock import Clock
+from tiercache.agent.plane import Plane
 from tiercache.errors import NotFound, OriginUnavailable
 from tiercache.model import Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
@@ -24,7 +23,7 @@ from tiercache.policy.freshness import (
     listing_fresh_until_s,
     may_serve_stale,
 )
-from tiercache.ports import ListPage, SharedState
+from tiercache.ports import ListPage
 from tiercache.records import ListingPart, ObjectRecord
 from tiercache.wire import Found
 
@@ -65,20 +64,12 @@ class SingleFlight:
 class Names:
     """Look-ups and listings over all mounts."""
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        mounts: Mounts,
-        contents: Contents,
-        state: SharedState,
-        clock: Clock,
-    ) -> None:
-        self._index = index
+    def __init__(self, plane: Plane, mounts: Mounts) -> None:
+        self._index = plane.index
         self._mounts = mounts
-        self._contents = contents
-        self._state = state
-        self._clock = clock
+        self._contents = plane.contents
+        self._state = plane.state
+        self._clock = plane.clock
         self._flights = SingleFlight()
 
     # -- look-up ----------------------------------------------------------------------------

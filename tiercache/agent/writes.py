@@ -10,32 +10,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import msgspec
 
 from tiercache import records
-from tiercache.agent.chunks import Chunks, checksums
-from tiercache.agent.contents import Contents
-from tiercache.agent.device import Device, NotCached
+from tiercache.agent.chunks import checksums
+from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler
-from tiercache.agent.index import Index
-from tiercache.agent.memory import MemoryBudget
 from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
-from tiercache.agent.space import ExtentState, Space
-from tiercache.clock import Clock
+from tiercache.agent.plane import Plane
+from tiercache.agent.space import ExtentState
 from tiercache.errors import AccessDenied, CacheFull, NotFound, TiercacheError
 from tiercache.model import PAGE_BYTES, Kind, ObjectInfo
 from tiercache.policy import pages
 from tiercache.ports import (
     Always,
     Condition,
-    ExtentStore,
     IfAbsent,
     IfVersion,
-    SharedState,
 )
 from tiercache.records import ObjectRecord
 
@@ -75,34 +69,19 @@ class Write:
 class Writes:
     """All open writes, by number. Owned by the event loop."""
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        names: Names,
-        contents: Contents,
-        filler: Filler,
-        chunks: Chunks,
-        space: Space,
-        extents: ExtentStore,
-        state: SharedState,
-        memory: MemoryBudget,
-        device: Device,
-        clock: Clock,
-        executor: Executor,
-    ) -> None:
-        self._index = index
+    def __init__(self, plane: Plane, names: Names, filler: Filler) -> None:
+        self._index = plane.index
         self._names = names
-        self._contents = contents
+        self._contents = plane.contents
         self._filler = filler
-        self._chunks = chunks
-        self._space = space
-        self._extents = extents
-        self._state = state
-        self._memory = memory
-        self._device = device
-        self._clock = clock
-        self._executor = executor
+        self._chunks = plane.chunks
+        self._space = plane.space
+        self._extents = plane.extents
+        self._state = plane.state
+        self._memory = plane.memory
+        self._device = plane.device
+        self._clock = plane.clock
+        self._executor = plane.executor
         self._open: dict[int, Write] = {}
         self._next = 1
 

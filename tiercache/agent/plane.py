@@ -1,0 +1,79 @@
+"""The data plane: what fills, writes, names and jobs work on, handed around as one."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from tiercache.agent.chunks import Chunks
+from tiercache.agent.contents import Contents
+from tiercache.agent.device import Device
+from tiercache.agent.index import Index
+from tiercache.agent.memory import MemoryBudget
+from tiercache.agent.packs import PackWriter
+from tiercache.agent.pins import Pins
+from tiercache.agent.space import Space
+from tiercache.clock import Clock
+from tiercache.ports import ExtentStore, MetadataStore, SharedState
+from tiercache.settings import CacheSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """Owned by the event loop; ``executor`` runs what blocks on the device."""
+
+    index: Index
+    space: Space
+    chunks: Chunks
+    contents: Contents
+    pins: Pins
+    packs: PackWriter
+    extents: ExtentStore
+    state: SharedState
+    memory: MemoryBudget
+    device: Device
+    clock: Clock
+    executor: Executor
+
+
+def build_plane(
+    *,
+    settings: CacheSettings,
+    store: MetadataStore,
+    extents: ExtentStore,
+    state: SharedState,
+    clock: Clock,
+    executor: Executor,
+) -> Plane:
+    """Put the parts together over one cache directory's stores."""
+    index = Index(store, executor)
+    pins = Pins(index)
+    chunks = Chunks(index)
+    space = Space(index=index, extents=extents, state=state, pins=pins, limit=settings.limit)
+    packs = PackWriter(space=space, index=index, extents=extents, executor=executor)
+    pinned_packs = PackWriter(
+        space=space, index=index, extents=extents, executor=executor, pinned=True
+    )
+    contents = Contents(
+        index=index,
+        space=space,
+        chunks=chunks,
+        extents=extents,
+        pins=pins,
+        packs=packs,
+        pinned_packs=pinned_packs,
+    )
+    return Plane(
+        index=index,
+        space=space,
+        chunks=chunks,
+        contents=contents,
+        pins=pins,
+        packs=packs,
+        extents=extents,
+        state=state,
+        memory=MemoryBudget(settings.memory_bytes),
+        device=Device(clock.now),
+        clock=clock,
+        executor=executor,
+    )
