@@ -197,6 +197,10 @@ class ObstoreOrigin:
             async for page in self._exact.list(prefix, recursive=False):
                 yield page
             return
+        if prefix and not (answer["objects"] or answer["common_prefixes"]):
+            async for page in self._unseen_marker(prefix):
+                yield page
+            return
         stripped = prefix[:-1]
         objects = [
             _info(prefix if found["path"] == stripped else found["path"], found)
@@ -207,6 +211,17 @@ class ObstoreOrigin:
             yield ListPage(objects[first : first + PAGE_KEYS])
         if prefixes:
             yield ListPage((), prefixes)
+
+    async def _unseen_marker(self, prefix: str) -> AsyncIterator[ListPage]:
+        """Yield the object named as the prefix itself, which obstore leaves out on Azure. Only
+        an empty listing is worth a second look; beside others the marker stays unseen there."""
+        if self._kind != "az":
+            return
+        try:
+            async for page in self._exact.list(prefix, recursive=True):
+                yield page
+        except Unsupported:
+            return  # without the SDK: it was empty as far as we can see
 
     async def _recursive(self, prefix: str) -> AsyncIterator[ListPage]:
         """Everything below. obstore strips the slash at a key's end here, which is seen (by a
