@@ -55,7 +55,9 @@ class OriginUrl:
 
     def __str__(self) -> str:
         base = f"{self.scheme}://{self.bucket}"
-        return f"{base}/{self.prefix}" if self.prefix else base
+        # A slash at the end is the separator: a prefix that ends in one needs another.
+        end = "/" if self.prefix.endswith("/") else ""
+        return f"{base}/{self.prefix}{end}" if self.prefix else base
 
 
 def parse_origin_url(text: str, *, more_schemes: Set[str] = frozenset()) -> OriginUrl:
