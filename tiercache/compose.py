@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,10 @@ class Client:
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's things without touching what is shared."""
-        self.link.close()
+        self.link.abandon()
+        self.reader.abandon()
+        if self.engine is not None:
+            self.engine.abandon()
 
 
 def open_client(settings: Settings, *, embedded: bool = False) -> Client:
@@ -132,6 +136,7 @@ class Agent:
     lock_fd: int
     ready: threading.Event = field(default_factory=threading.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    descriptors: Callable[[], list[int]] = list
 
     async def run(self, announce: bool) -> None:
         # Imported here: a client never needs the engine, and starts faster without it.
@@ -156,6 +161,7 @@ class Agent:
         server = Server(engine, directory, clock)
         await engine.start()
         await server.start()
+        self.descriptors = server.descriptors
         metrics = MetricsServer(settings.agent.metrics_address, engine)
         metrics.start()
         log.info("serving %s", directory.root)
@@ -299,7 +305,9 @@ class EmbeddedAgent:
             raise self._failure
 
     def _run(self, agent: Agent) -> None:
-        loop = self._loop = asyncio.new_event_loop()
+        import uvloop
+
+        loop = self._loop = uvloop.new_event_loop()
         try:
             loop.run_until_complete(agent.run(announce=False))
         except BaseException as error:  # the thread's top: handed to whoever starts or stops it
@@ -307,6 +315,15 @@ class EmbeddedAgent:
         finally:
             agent.ready.set()
             loop.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies of lock and sockets, which would otherwise outlive
+        the parent and keep the directory from its next agent."""
+        if self._agent is not None:
+            for fd in (self._agent.lock_fd, *self._agent.descriptors()):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            self._agent = None
 
     def stop(self) -> None:
         """Stop serving and give the directory up."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import msgspec
 
 from tiercache import records, wire
 from tiercache.agent.chunks import checksums
@@ -62,6 +65,8 @@ class Engine:
         self.settings = settings
         self.clock = parts.clock
         self.executor = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="tiercache-disk")
+        # A commit never waits behind writes of data.
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="tiercache-index")
         self._extents = parts.extents
         self._state = parts.state
         self._store = parts.store
@@ -72,6 +77,7 @@ class Engine:
             state=parts.state,
             clock=parts.clock,
             executor=self.executor,
+            committer=self._committer,
         )
         self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
         self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
@@ -125,6 +131,7 @@ class Engine:
             await self.index.flush()
         await self.mounts.close()
         self.executor.shutdown(wait=True)
+        self._committer.shutdown(wait=True)
         self._store.close()
 
     # -- names ------------------------------------------------------------------------------
@@ -138,7 +145,8 @@ class Engine:
         listing = await self.names.listing(
             located, recursive=request.recursive, refresh=request.refresh
         )
-        return wire.Listed(stale=listing.stale, validated_s=listing.parts[0].validated_s)
+        inline = msgspec.msgpack.encode(listing.parts) if listing.parts else None
+        return wire.Listed(stale=listing.stale, validated_s=listing.validated_s, inline=inline)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -338,7 +346,7 @@ class Engine:
         """Drop the bytes of a name, or of all names below it; pinned ones too: it was asked."""
         located = self.mounts.locate(request.path)
         dropped = self.names.evict(located)
-        for sibling in self._known_below(located):
+        async for sibling in self._known_below(located):
             dropped += self.names.evict(sibling)
         self._state.bump_epoch()
         await self.index.flush()
@@ -352,23 +360,24 @@ class Engine:
                 if not self.contents.members(state):
                     await self.space.evict(state)
 
-    def _known_below(self, located: Located) -> list[Located]:
+    async def _known_below(self, located: Located) -> AsyncIterator[Located]:
+        """Yield all names below a directory that the index knows, letting others run between."""
         prefix = located.directory_prefix
-        found = []
-        for _, raw in self.index.scan(b"o"):
+        async for _, raw in self.index.walk(b"o"):
             record = records.decode_object(raw)
             if record.origin == located.origin.url and record.key.startswith(prefix):
                 if record.key != located.key:
-                    found.append(self.mounts.sibling(located, record.key))
-        return found
+                    yield self.mounts.sibling(located, record.key)
 
     async def invalidate(self, request: wire.Invalidate) -> wire.Done:
         """Forget how fresh this name, all below it and their listings are; the bytes stay."""
         located = self.mounts.locate(request.path)
-        known = [located, *self._known_below(located)]
-        for sibling in known:
+        self.names.forget(located)
+        count = 1
+        async for sibling in self._known_below(located):
             self.names.forget(sibling)
-        for key, raw in list(self.index.scan(b"l")):
+            count += 1
+        async for key, raw in self.index.walk(b"l"):
             part = records.decode_listing(raw)
             inside = part.prefix.startswith(located.directory_prefix)
             if part.origin == located.origin.url and inside:
@@ -376,7 +385,7 @@ class Engine:
         self.names.forget_listings(located.origin.url, located.key)
         self._state.bump_epoch()
         await self.index.flush()
-        return wire.Done(len(known))
+        return wire.Done(count)
 
 
 def failure(error: BaseException, path: str = "") -> wire.Failure:

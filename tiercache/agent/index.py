@@ -8,12 +8,15 @@ tens of commits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 
 from tiercache import records
 from tiercache.ports import MetadataStore
 from tiercache.records import ExtentRecord, ObjectRecord
+
+# ~1 ms of decoding between two turns of the event loop.
+WALK_BATCH = 1000
 
 
 class Index:
@@ -65,6 +68,29 @@ class Index:
             value = overlay[key] if key in overlay else stored[key]
             if value is not None:
                 yield key, value
+
+    async def walk(self, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the same in batches, letting others run between them. What changes meanwhile may
+        be seen as it was or as it is."""
+        start = prefix
+        while True:
+            batch = list(self._store.scan(prefix, start=start, limit=WALK_BATCH))
+            for key, _ in batch:
+                value = self.get(key)
+                if value is not None:
+                    yield key, value
+            if len(batch) < WALK_BATCH:
+                break
+            start = batch[-1][0] + b"\0"
+            await asyncio.sleep(0)
+        stored = self._store.get
+        for key in [k for k in self._uncommitted() if k.startswith(prefix)]:
+            value = self.get(key)
+            if value is not None and stored(key) is None:
+                yield key, value
+
+    def _uncommitted(self) -> set[bytes]:
+        return self._committing.keys() | self._pending.keys()
 
     def delete_prefix(self, prefix: bytes) -> None:
         for key, _ in list(self.scan(prefix)):

@@ -52,7 +52,7 @@ class Mounts:
         self._mounts = {mount.path: mount for mount in mounts}
         self._profiles = dict(profiles)
         self._open_origin = open_origin
-        self._origins: dict[tuple[str, str, str], Origin] = {}
+        self._origins: dict[tuple[str, str, str, str], Origin] = {}
         self._table = MountTable(self._mounts.values(), self._profiles)
 
     @property
@@ -115,7 +115,7 @@ class Mounts:
         return False
 
     def _origin(self, mount: MountSettings, url: OriginUrl) -> Origin:
-        name = (url.scheme, url.bucket, mount.profile)
+        name = (url.scheme, url.bucket, url.account, mount.profile)
         origin = self._origins.get(name)
         if origin is None:
             origin = self._open_origin(url, self._profiles[mount.profile])

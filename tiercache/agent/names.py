@@ -14,10 +14,11 @@ import msgspec
 
 from tiercache import records
 from tiercache.agent.contents import without_data
+from tiercache.agent.device import NotCached
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.plane import Plane
 from tiercache.errors import NotFound, OriginUnavailable
-from tiercache.model import Entry, Kind, ObjectInfo
+from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
     fresh_until_s,
     listing_fresh_until_s,
@@ -38,27 +39,56 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a listing request ended with; ``parts`` are in order."""
+    """How a listing request ended. ``parts`` only where the index could not take them."""
 
-    parts: tuple[ListingPart, ...]
+    validated_s: float
     stale: bool
+    parts: tuple[ListingPart, ...] = ()
 
 
 class SingleFlight:
-    """One running call a key; everybody who asks meanwhile gets its outcome."""
+    """One running call a key; everybody who asks meanwhile gets its outcome.
+
+    Whoever needs an answer that was sent for no earlier than now waits for the running call to
+    end and shares the next one with all who came since.
+    """
 
     def __init__(self) -> None:
         self._running: dict[object, asyncio.Task[Any]] = {}
+        self._next: dict[object, asyncio.Task[Any]] = {}
 
-    async def do(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def do(
+        self, key: object, work: Callable[[], Coroutine[Any, Any, T]], *, sent_after_now: bool
+    ) -> T:
         """The call goes on when a waiter is cancelled."""
         task = self._running.get(key)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(work())
-            self._running[key] = task
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+        if task is not None and sent_after_now:
+            task = self._next.get(key)
+            if task is None:
+                task = asyncio.get_running_loop().create_task(self._after(key, work))
+                self._next[key] = task
+        elif task is None:
+            task = self._begin(key, work)
         result: T = await asyncio.shield(task)
         return result
+
+    def _begin(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work())
+        self._running[key] = task
+        task.add_done_callback(lambda ended: self._ended(key, ended))
+        return task
+
+    def _ended(self, key: object, task: asyncio.Task[Any]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+        if not task.cancelled():
+            task.exception()  # retrieved, also when every waiter was cancelled
+
+    async def _after(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        while key in self._running:
+            await asyncio.wait({self._running[key]})
+        self._next.pop(key, None)
+        return await self._begin(key, work)
 
 
 class Names:
@@ -70,6 +100,7 @@ class Names:
         self._contents = plane.contents
         self._state = plane.state
         self._clock = plane.clock
+        self._device = plane.device
         self._flights = SingleFlight()
 
     # -- look-up ----------------------------------------------------------------------------
@@ -84,10 +115,13 @@ class Names:
             until = self._fresh_until(located, record)
             if until > self._clock.now():
                 return found(record, until)
-        sent = self._clock.now()
+        # An open under close-to-open must not share a HEAD that was sent before it.
+        sent_after_now = revalidate or located.mount.consistency is Consistency.CLOSE_TO_OPEN
         try:
             record = await self._flights.do(
-                ("head", located.digest), lambda: self._ask(located, sent)
+                ("head", located.digest),
+                lambda: self._ask(located),
+                sent_after_now=sent_after_now,
             )
         except OriginUnavailable:
             if record is None or not may_serve_stale(located.mount, record.kind):
@@ -103,11 +137,20 @@ class Names:
             same_boot=record.boot == self._clock.boot_id,
         )
 
-    async def _ask(self, located: Located, sent_s: float) -> ObjectRecord:
+    async def _ask(self, located: Located) -> ObjectRecord:
+        sent_s = self._clock.now()
         kind, info = await self._identify(located)
         record = self.learn(located, kind, info, sent_s)
-        await self._index.flush()
+        await self._keep()
         return record
+
+    async def _keep(self) -> bool:
+        """Make what was learnt durable; False where the device refuses, which costs only speed."""
+        try:
+            await self._device.durable(self._index.flush())
+        except NotCached:
+            return False
+        return True
 
     async def _identify(self, located: Located) -> tuple[Kind, ObjectInfo | None]:
         """Ask the origin what the name is: a HEAD, and for what is no object one short LIST."""
@@ -172,20 +215,20 @@ class Names:
         Raises OriginUnavailable where nobody could be asked and none is known.
         """
         prefix = located.directory_prefix
-        known = self._stored(located, prefix, recursive)
-        if known and not refresh and self._listing_until(located, known[0]) > self._clock.now():
-            return Listing(known, stale=False)
-        sent = self._clock.now()
+        known = self._part(located, prefix, recursive, 0)
+        if known and not refresh and self._listing_until(located, known) > self._clock.now():
+            return Listing(known.validated_s, stale=False)
+        sent_after_now = refresh or located.mount.consistency is Consistency.CLOSE_TO_OPEN
         try:
-            parts = await self._flights.do(
+            return await self._flights.do(
                 ("list", located.origin.url, prefix, recursive),
-                lambda: self._ask_listing(located, prefix, recursive, sent),
+                lambda: self._ask_listing(located, prefix, recursive),
+                sent_after_now=sent_after_now,
             )
         except OriginUnavailable:
             if not known or not may_serve_stale(located.mount, Kind.DIRECTORY):
                 raise
-            return Listing(known, stale=True)
-        return Listing(parts, stale=False)
+            return Listing(known.validated_s, stale=True)
 
     def _listing_until(self, located: Located, part: ListingPart) -> float:
         return listing_fresh_until_s(
@@ -194,34 +237,43 @@ class Names:
             same_boot=part.boot == self._clock.boot_id,
         )
 
+    def _part(
+        self, located: Located, prefix: str, recursive: bool, number: int
+    ) -> ListingPart | None:
+        raw = self._index.get(records.listing_key(located.origin.url, prefix, recursive, number))
+        return None if raw is None else records.decode_listing(raw)
+
     def _stored(self, located: Located, prefix: str, recursive: bool) -> tuple[ListingPart, ...]:
         parts: list[ListingPart] = []
         while not parts or len(parts) < parts[0].parts:
-            key = records.listing_key(located.origin.url, prefix, recursive, len(parts))
-            raw = self._index.get(key)
-            if raw is None:
+            part = self._part(located, prefix, recursive, len(parts))
+            if part is None:
                 return ()
-            parts.append(records.decode_listing(raw))
+            parts.append(part)
         return tuple(parts)
 
-    async def _ask_listing(
-        self, located: Located, prefix: str, recursive: bool, sent_s: float
-    ) -> tuple[ListingPart, ...]:
+    async def _ask_listing(self, located: Located, prefix: str, recursive: bool) -> Listing:
+        sent_s = self._clock.now()
         async for _ in self._live(located, prefix, recursive, sent_s):
             pass
-        return self._stored(located, prefix, recursive)
+        if await self._keep():
+            return Listing(sent_s, stale=False)
+        return Listing(sent_s, stale=False, parts=self._stored(located, prefix, recursive))
 
     async def walk(self, located: Located) -> AsyncIterator[tuple[Entry, ...]]:
         """Yield everything below a directory in batches, from the index where that is fresh, else
         while the origin lists it; a listing that ends well is kept."""
         prefix = located.directory_prefix
-        known = self._stored(located, prefix, True)
-        if known and self._listing_until(located, known[0]) > self._clock.now():
-            for part in known:
+        known = self._part(located, prefix, True, 0)
+        if known and self._listing_until(located, known) > self._clock.now():
+            stored = self._stored(located, prefix, True)
+            for part in stored:
                 yield part.entries
-            return
+            if stored:
+                return
         async for entries in self._live(located, prefix, True, self._clock.now()):
             yield entries
+        await self._keep()
 
     async def _live(
         self, located: Located, prefix: str, recursive: bool, sent_s: float
@@ -276,7 +328,6 @@ class Names:
                 part(parts, 0, tuple(waiting))
             parts += 1
         part(0, parts, first)
-        await self._index.flush()
 
     def _entries(self, page: ListPage, prefix: str) -> list[Entry]:
         entries = [

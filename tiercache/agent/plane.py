@@ -44,9 +44,10 @@ def build_plane(
     state: SharedState,
     clock: Clock,
     executor: Executor,
+    committer: Executor,
 ) -> Plane:
     """Put the parts together over one cache directory's stores."""
-    index = Index(store, executor)
+    index = Index(store, committer)
     pins = Pins(index)
     chunks = Chunks(index)
     space = Space(index=index, extents=extents, state=state, pins=pins, limit=settings.limit)

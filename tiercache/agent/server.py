@@ -40,6 +40,7 @@ class Peer:
 
     pid: int
     uid: int
+    fd: int
     version: str = ""
     requests: int = 0
 
@@ -52,6 +53,7 @@ class Server:
         self._directory = directory
         self._clock = clock
         self._server: asyncio.AbstractServer | None = None
+        self._listener_fd = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: dict[int, Peer] = {}
         self._next_peer = 0
@@ -88,6 +90,7 @@ class Server:
     async def start(self) -> None:
         """Bind the socket, replacing one that a dead agent left. The caller holds the lock."""
         listener = bind(self._directory.socket)
+        self._listener_fd = listener.fileno()
         self._server = await asyncio.start_unix_server(
             self._accept, sock=listener, limit=STREAM_BYTES
         )
@@ -101,6 +104,10 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the listener and of all connections."""
+        return [self._listener_fd, *(peer.fd for peer in self.peers.values())]
 
     @property
     def idle_s(self) -> float:
@@ -137,7 +144,7 @@ class Server:
         sock = writer.get_extra_info("socket")
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, uid, _ = _UCRED.unpack(raw)
-        return Peer(pid=pid, uid=uid)
+        return Peer(pid=pid, uid=uid, fd=sock.fileno())
 
     async def _serve(
         self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

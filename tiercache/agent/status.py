@@ -1,4 +1,4 @@
-"""Status: everything an operator asks, as one document. Its keys are a promise (docs/operations)."""
+"""Status: all that an operator asks, as one document, whose keys are promised in docs/operations."""
 
 from __future__ import annotations
 

@@ -101,6 +101,15 @@ class Handles:
                 self._drop(extent_id)
             self._janitor = None
 
+    def abandon(self) -> None:
+        """In a forked child, which has no thread but this: let go of everything, or the parent's
+        locks on evicted extents would last as long as the child. The lock may be held by a thread
+        that is not here."""
+        for extent_id, (_, users) in list(self._open.items()):
+            for entry in list(users):
+                entry.let_go(extent_id)
+        self._open.clear()
+
     @property
     def count(self) -> int:
         return len(self._open)

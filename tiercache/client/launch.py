@@ -37,7 +37,7 @@ def start_agent(settings: Settings, log_path: str) -> None:
     Path(settings.cache.dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(log_path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tiercache.agent"],
+            [sys.executable, "-m", "tiercache.daemon"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -51,6 +51,7 @@ class Link:
         # Guarded by _lock (list operations are atomic by themselves)
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
+        self._busy: set[socket.socket] = set()
         self.welcome: wire.Welcome | None = None
 
     # -- connections ------------------------------------------------------------------------
@@ -110,6 +111,7 @@ class Link:
         frame = wire.frame(message)
         for attempt in range(ATTEMPTS):
             sock = self._take()
+            self._busy.add(sock)
             try:
                 sock.sendall(frame)
                 answer = receive(sock)
@@ -126,6 +128,8 @@ class Link:
                 # Interrupted between question and answer: this connection is out of step.
                 sock.close()
                 raise
+            finally:
+                self._busy.discard(sock)
             self._idle.append(sock)
             if isinstance(answer, wire.Failure):
                 raise wire.error_of(answer)
@@ -161,6 +165,13 @@ class Link:
 
     def close(self) -> None:
         self._drop_idle()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of all connections, those in use by the parent's
+        threads too, or the agent would go on seeing the parent after it has died."""
+        self._drop_idle()
+        for sock in self._busy:
+            sock.close()
 
 
 def connect(sock: socket.socket, path: str) -> None:

@@ -512,6 +512,10 @@ class Reader:
         if said:
             self._link.tell(wire.ReportUse(tuple(said)))
 
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the parent's extents."""
+        self._handles.abandon()
+
     def close(self) -> None:
         self.report_use()
         self._handles.close()

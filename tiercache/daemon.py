@@ -1,4 +1,4 @@
-"""``python -m tiercache.agent``: the agent's process, as ``connect()`` starts it.
+"""``python -m tiercache.daemon``: the agent's process, as ``connect()`` starts it.
 
 Reads its settings as JSON from standard input, announces itself with one line on standard output,
 logs to standard error. ``tiercache agent run`` is the same in the foreground.
