@@ -138,6 +138,10 @@ class Namespace:
         """The same, with the error in the place of the bytes it cost."""
         return self._reader_now().read_many(items, on_error="return")
 
+    def is_hit(self, path: str, offset: int = 0, length: int | None = None) -> bool:
+        """Return whether the same ``read`` needs nobody's help; for callers that must not wait."""
+        return self._reader_now().is_hit(path, offset, length)
+
     @overload
     def open(self, path: str, mode: Literal["rb"] = "rb") -> ReadFile: ...
     @overload
@@ -202,26 +206,41 @@ class Namespace:
         known = reader.known_stat(path)
         return known if known is not None else self._stat_slow(path)
 
-    def _stat_slow(self, path: str) -> Stat:
+    def stat_unasked(self, path: str) -> Stat | None:
+        """Return what ``stat`` would where the agent need not be asked, else None. Raises
+        NotFound where absence is known and fresh."""
+        reader = self._reader or self._open()
+        known = reader.known_stat(path)
+        return known if known is not None else self._stat_indexed(path)
+
+    def _stat_indexed(self, path: str) -> Stat | None:
         client = self.client
         try:
             name = client.resolver.locate(path)
         except IsADirectory:
             return Stat(path, Kind.DIRECTORY, 0, "", 0.0, 0.0)
         raw = client.index.get(records.object_key(name.digest))
-        if raw is not None:
-            record = records.decode_object(raw)
-            until = fresh_until_s(
-                name.mount,
-                kind=record.kind,
-                validated_s=record.validated_s,
-                same_boot=record.boot == client.clock.boot_id,
-            )
-            now = client.clock.now()
-            if now < until:
-                if record.kind is Kind.FILE:
-                    client.reader.entry_unasked(path)
-                return _stat(path, record, now - record.validated_s, False)
+        if raw is None:
+            return None
+        record = records.decode_object(raw)
+        until = fresh_until_s(
+            name.mount,
+            kind=record.kind,
+            validated_s=record.validated_s,
+            same_boot=record.boot == client.clock.boot_id,
+        )
+        now = client.clock.now()
+        if now >= until:
+            return None
+        if record.kind is Kind.FILE:
+            client.reader.entry_unasked(path)
+        return _stat(path, record, now - record.validated_s, False)
+
+    def _stat_slow(self, path: str) -> Stat:
+        indexed = self._stat_indexed(path)
+        if indexed is not None:
+            return indexed
+        client = self.client
         found = client.link.request(wire.Lookup(path), wire.Found)
         return _stat(path, found, max(0.0, client.clock.now() - found.validated_s), found.stale)
 

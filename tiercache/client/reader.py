@@ -16,7 +16,7 @@ from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.resolver import Name, Resolver
-from tiercache.client.verify import Verifier
+from tiercache.client.verify import VERIFY_BYTES, Verifier
 from tiercache.errors import (
     CacheFull,
     IsADirectory,
@@ -33,8 +33,6 @@ from tiercache.records import BITMAP_BYTES, ObjectRecord
 _EPOCH, _GENERATION = 1, 2
 # ~600 B each: 64 Ki names known by heart cost 40 MiB at most.
 KEPT_ENTRIES = 1 << 16
-# Verification reads through a buffer that stays in the processor's cache.
-VERIFY_BYTES = 512 * 1024
 # A fill that answers "present" and is evicted before we read it, this often, means that the cache
 # is far too small for its readers; then the bytes are read through.
 ROUNDS = 16
@@ -76,7 +74,7 @@ class Reader:
         """Return bytes [offset, offset + length), fewer at the end of the object."""
         entry = self._hot.get(path)
         if entry is not None and length is not None:
-            ext = entry.ext
+            ext = entry.held.ext
             end = offset + length
             if (
                 ext is not None
@@ -97,7 +95,7 @@ class Reader:
         copy. It stays valid whatever is evicted meanwhile; the space counts while it lives."""
         entry = self._hot.get(path)
         if entry is not None and length is not None:
-            mapping = entry.map
+            mapping = entry.held.map
             end = offset + length
             if (
                 mapping is not None
@@ -121,9 +119,10 @@ class Reader:
             return memoryview(b"")
         entry, inline = self._make_readable(entry, start, end)
         segments = entry.segments_of(start, end)
-        if inline is None and len(segments) == 1 and segments[0].ext is not None:
+        ext = segments[0].held.ext if segments else None
+        if inline is None and len(segments) == 1 and ext is not None:
             segment = segments[0]
-            mapping = entry.mapped(segment)
+            mapping = segment.held.map = ext.view()
             self._visited[segment.slot] = 1
             first = segment.base + start - segment.start
             return mapping[first : first + end - start]
@@ -141,7 +140,7 @@ class Reader:
 
         ``on_error="return"`` puts the error in the place of the bytes.
         """
-        missing = [item for item in items if not self._is_hit(*item)]
+        missing = [item for item in items if not self.is_hit(*item)]
         failures: dict[tuple[str, int, int | None], TiercacheError] = {}
         if len(missing) > 1:
             answer = self._link.request(wire.FillMany(tuple(missing)), wire.FilledMany)
@@ -161,7 +160,8 @@ class Reader:
                 results.append(error)
         return results
 
-    def _is_hit(self, path: str, offset: int, length: int | None) -> bool:
+    def is_hit(self, path: str, offset: int, length: int | None) -> bool:
+        """Return whether ``read`` of the same would be answered here, be it by an error."""
         try:
             entry = self.entry_unasked(path)
         except TiercacheError:
@@ -230,16 +230,15 @@ class Reader:
         else:
             located = self._resolver.locate(path)
             entry = Entry(
-                path=path,
-                digest=located.digest,
-                mount=located.mount,
-                use=self._use(located.mount.path),
-                record=record,
-                before=before if same else None,
+                path,
+                located.digest,
+                located.mount,
+                self._use(located.mount.path),
+                record,
+                before if same else None,
             )
             entry.raw = raw
             entry.generation = generation
-            self._handles.share(entry)
             self._remember(path, entry)
         entry.fresh_until_s = until
         entry.stale = stale
@@ -267,23 +266,15 @@ class Reader:
             return entry
         record = records.decode_object(raw) if raw is not None else None
         if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
-            if entry.record.data_id and any(segment.ext for segment in entry.segments):
+            if entry.record.data_id and entry.is_open:
                 entry.epoch = epoch  # what is open and verified stays readable
                 return entry
             raise StaleHandle("the object was replaced or removed", path=entry.path)
         same = entry if entry.generation == generation else None
-        newer = Entry(
-            path=entry.path,
-            digest=entry.digest,
-            mount=entry.mount,
-            use=entry.use,
-            record=record,
-            before=same,
-        )
+        newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
         newer.raw, newer.generation = raw or b"", generation
         newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
         newer.epoch = epoch
-        self._handles.share(newer)
         if self._hot.get(entry.path) is entry:
             self._hot[entry.path] = newer
         return newer
@@ -295,6 +286,10 @@ class Reader:
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
             return entry, b""
+        if end - start <= VERIFY_BYTES:
+            data = self._first_touch(entry, start, end)
+            if data is not None:
+                return entry, data
         if end - start <= wire.MAX_SPAN_BYTES:
             for _ in range(ROUNDS):
                 entry, inline = self._make_readable(entry, start, end)
@@ -311,7 +306,7 @@ class Reader:
     def read_verified(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Return bytes that this process has verified in one open extent; None where the general
         path is needed. ``start`` and ``end`` lie in the object."""
-        ext = entry.ext
+        ext = entry.held.ext
         if (
             ext is not None
             and end <= entry.fast_bytes
@@ -388,10 +383,10 @@ class Reader:
         missing: list[tuple[int, int]] = []
         for segment in entry.segments_of(start, end):
             first, last = span_pages(segment, start, end)
-            if segment.verified.find(0, first, last) < 0 and segment.ext is not None:
+            if segment.verified.find(0, first, last) < 0 and segment.held.ext is not None:
                 continue
             base = segment.start >> PAGE_SHIFT
-            if segment.ext is None and not self._handles.open(entry, segment):
+            if segment.held.ext is None and not self._handles.open(entry, segment):
                 missing.append((base + first, base + last))
                 continue
             lacking = self._verifier.lacking(entry, segment, first, last)
@@ -409,7 +404,7 @@ class Reader:
         segments = entry.segments_of(start, end)
         if len(segments) == 1:
             segment = segments[0]
-            ext = segment.ext
+            ext = segment.held.ext
             if ext is None:
                 return None
             self._visited[segment.slot] = 1
@@ -420,7 +415,7 @@ class Reader:
     def _copy_into(self, entry: Entry, start: int, buffer: memoryview) -> bool:
         end = start + len(buffer)
         for segment in entry.segments_of(start, end):
-            ext = segment.ext
+            ext = segment.held.ext
             if ext is None:
                 return False
             first, last = max(start, segment.start), min(end, segment.end)
