@@ -20,6 +20,7 @@ from tiercache.policy.breaker import (
 POLICY = BreakerPolicy(failures=3, failing_s=2.0, open_s=1.0, open_cap_s=3.0)
 
 # (now, event) … and then the mode expected and whether a request is admitted at the last time.
+LONG_OUTAGE = ((0, 0), (1, 0), (2, 0), (3, 1), (4, 0), (6, 1), (7, 0), (10, 1), (11, 0))
 CLOSED, OPEN, HALF = Mode.CLOSED, Mode.OPEN, Mode.HALF_OPEN
 TABLE = [
     ("fresh", [], 0.0, CLOSED, True),
@@ -34,14 +35,7 @@ TABLE = [
     ("a bad one opens", [(0, "f"), (1, "f"), (2, "f"), (3, "a"), (4, "f")], 4.0, OPEN, False),
     ("for twice as long", [(0, "f"), (1, "f"), (2, "f"), (3, "a"), (4, "f")], 5.99, OPEN, False),
     ("and no longer", [(0, "f"), (1, "f"), (2, "f"), (3, "a"), (4, "f")], 6.0, HALF, True),
-    (
-        "up to the cap",
-        [(0, "f"), (1, "f"), (2, "f"), (3, "a"), (4, "f"), (6, "a"), (7, "f")]
-        + [(10, "a"), (11, "f")],
-        14.0,
-        HALF,
-        True,
-    ),
+    ("up to the cap", [(n, "fa"[i]) for n, i in LONG_OUTAGE], 14.0, HALF, True),
     (
         "a cancelled probe makes room at once",
         [(0, "f"), (1, "f"), (2, "f"), (3, "a"), (3, "c")],

@@ -61,7 +61,10 @@ def _status(error: BaseException) -> int | None:
     if isinstance(response, dict):
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return found if isinstance(found, int) else None
-    for name in ("status_code", "status", "code"):
+    names: tuple[str, ...] = ("status_code", "status")
+    if type(error).__module__.partition(".")[0] in ("gcsfs", "google"):
+        names = ("code",)  # elsewhere it is no status: aiohttp's parser numbers its own faults
+    for name in names:
         found = getattr(error, name, None)
         if isinstance(found, int) and 300 <= found < 600:
             return found
