@@ -6,6 +6,7 @@ Owned by the event loop.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import msgspec
@@ -25,6 +26,14 @@ from tiercache.records import ObjectRecord
 WORTH_COPYING = 0.5
 # One device read of a copy; a multiple of the page.
 COPY_BYTES = 4 << 20
+
+
+class BadPages(Exception):
+    """Among these pages of an object are some that fail their checksum."""
+
+    def __init__(self, suspects: range) -> None:
+        super().__init__(suspects)
+        self.suspects = suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,45 +128,94 @@ class Contents:
             return False
         return record.size_bytes == 0 or self.cached_bytes(record) == record.size_bytes
 
-    async def make_single(self, digest: bytes, record: ObjectRecord) -> ObjectRecord:
-        """Lay a wholly cached object out as one file of its own, with exactly its bytes. Returns
-        the record. Raises CacheFull, or OSError from the device."""
+    async def make_single(self, digest: bytes, record: ObjectRecord) -> ObjectRecord | None:
+        """Lay a wholly cached object out as one file of its own, with exactly its bytes.
+
+        Returns the record; None where the object was evicted or replaced meanwhile. Raises
+        BadPages, CacheFull, or OSError from the device.
+        """
         if not record.packed and len(record.extents) == 1:
             return record
-        parts = self._places(record)
-        state = self._space.new_extent(
-            length=record.size_bytes, owner=digest, data_id=self._space.next_id()
-        )
-        state.busy += 1
-        await self._space.reserve(record.size_bytes)
+        live = self._space.live
+        sources = [live[extent_id] for extent_id, _ in record.extents if extent_id in live]
+        if len(sources) < len(record.extents):
+            return None
+        expected = self._expected(record)
+        for source in sources:
+            source.busy += 1
         try:
-            crcs, offset = b"", 0
-            for extent_id, start, length in parts:
-                for inside in range(0, length, COPY_BYTES):
-                    step = min(COPY_BYTES, length - inside)
-                    data = self._extents.read(extent_id, start + inside, step)
-                    self._extents.write(state.id, offset, data)
-                    crcs += checksums(memoryview(data))
-                    offset += step
-        except BaseException:
+            state = await self._copy_whole(digest, record, expected)
+        except FileNotFoundError:
+            return None  # evicted under the copy
+        finally:
+            for source in sources:
+                source.busy -= 1
+        current = self._index.get_object(digest)
+        if current is None or current.token != record.token or current.data_id != record.data_id:
             self._index.put(records.extent_key(state.id), None)
             self._space.forget(state)
-            raise
-        finally:
-            state.busy -= 1
-            self._space.settle(state, record.size_bytes)
-        self.drop_object(record)
+            return None
+        self.drop_object(current)
         record = msgspec.structs.replace(
-            without_data(record),
+            without_data(current),
             data_id=state.data_id,
             extent_bytes=pages.page_count(record.size_bytes) * PAGE_BYTES,
             extents=((state.id, state.slot),),
         )
         self._index.put_object(digest, record)
-        self._chunks.mark(state.data_id, 0, crcs)
+        self._chunks.mark(state.data_id, 0, expected)
         state.pinned = self._pins.covers(record.origin, record.key)
         await self._index.flush()
         return record
+
+    def _expected(self, record: ObjectRecord) -> bytes:
+        """Return the checksums of all pages of a wholly cached object."""
+        if record.packed:
+            return record.crcs
+        count = pages.page_count(record.size_bytes)
+        return b"".join(self._chunks.crc(record.data_id, page) for page in range(count))
+
+    async def _copy_whole(
+        self, digest: bytes, record: ObjectRecord, expected: bytes
+    ) -> ExtentState:
+        """Copy a wholly cached object, page by page verified, into an extent of its own."""
+        loop = asyncio.get_running_loop()
+        await self._space.reserve(record.size_bytes)
+        state: ExtentState | None = None
+        try:
+            state = self._space.new_extent(
+                length=record.size_bytes, owner=digest, data_id=self._space.next_id()
+            )
+            state.busy += 1
+            offset = 0
+            for extent_id, start, length in self._places(record):
+                for inside in range(0, length, COPY_BYTES):
+                    step = min(COPY_BYTES, length - inside)
+                    first, last = offset // PAGE_BYTES, pages.page_count(offset + step)
+                    source = (extent_id, start + inside, step)
+                    crcs = await loop.run_in_executor(
+                        None, self._copy_step, source, (state.id, offset)
+                    )
+                    if crcs != expected[first * 4 : last * 4]:
+                        raise BadPages(range(first, last))
+                    offset += step
+        except BaseException:
+            if state is not None:
+                self._index.put(records.extent_key(state.id), None)
+                self._space.forget(state)
+            raise
+        finally:
+            if state is None:
+                self._space.ledger.release(record.size_bytes)
+            else:
+                state.busy -= 1
+                self._space.settle(state, record.size_bytes)
+        return state
+
+    def _copy_step(self, source: tuple[int, int, int], target: tuple[int, int]) -> bytes:
+        data = self._extents.read(*source)
+        self._extents.write(*target, data)
+        return checksums(memoryview(data))
 
     def _places(self, record: ObjectRecord) -> list[tuple[int, int, int]]:
         """Return (extent id, offset, length) of a wholly cached object, in order."""
@@ -242,9 +300,13 @@ class Contents:
         return self._space.visited_in(state, record.pack_offset)
 
     async def _copy_forward(self, state: ExtentState, member: Member) -> None:
-        """Append the object to an open pack. Bytes that fail their checksum are left behind."""
+        """Append the object to an open pack. Bytes that fail their checksum, or that the device
+        cannot read, are left behind."""
         record = member.record
-        data = self._extents.read(state.id, record.pack_offset, record.size_bytes)
+        try:
+            data = self._extents.read(state.id, record.pack_offset, record.size_bytes)
+        except OSError:
+            return
         if checksums(memoryview(data)) != record.crcs:
             return
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ import msgspec
 
 from tiercache import records, wire
 from tiercache.agent.chunks import checksums
-from tiercache.agent.contents import without_data
+from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.jobs import Jobs
@@ -45,6 +45,8 @@ DISK_THREADS = 4
 TICK_S = 1.0
 # Removing a tree sends this many DELETEs at once.
 REMOVE_CONCURRENCY = 16
+# A whole file that is evicted this often before it is whole does not fit beside its neighbours.
+LOCAL_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,22 +224,28 @@ class Engine:
     async def report_corrupt(self, request: wire.ReportCorrupt) -> wire.Done:
         """Look at the pages ourselves; drop those that are bad, and count them."""
         located = self.mounts.locate(request.path)
-        record = self.index.get_object(located.digest)
-        if record is None or record.data_id != request.data_id:
-            return wire.Done()
-        bad = [page for page in request.pages if self._is_bad(record, page)]
+        dropped = await self._drop_bad(located.digest, request.path, request.data_id, request.pages)
+        return wire.Done(dropped)
+
+    async def _drop_bad(
+        self, digest: bytes, path: str, data_id: int, suspects: Iterable[int]
+    ) -> int:
+        record = self.index.get_object(digest)
+        if record is None or record.data_id != data_id:
+            return 0
+        bad = [page for page in suspects if self._is_bad(record, page)]
         if bad and record.packed:
             self.contents.drop_object(record)
-            self.index.put_object(located.digest, without_data(record))
+            self.index.put_object(digest, without_data(record))
         elif bad:
             for page in bad:
                 self.chunks.drop(record.data_id, page, page + 1)
         if bad:
-            log.error("dropped %d corrupt pages of %s", len(bad), request.path)
+            log.error("dropped %d corrupt pages of %s", len(bad), path)
             self.corrupt_pages += len(bad)
             self._state.bump_epoch()
             await self.index.flush()
-        return wire.Done(len(bad))
+        return len(bad)
 
     def _is_bad(self, record: records.ObjectRecord, page: int) -> bool:
         length = min(PAGE_BYTES, record.size_bytes - page * PAGE_BYTES)
@@ -269,12 +277,7 @@ class Engine:
             self.contents.refresh_pins()
         target = self.target(located, found.token)
         try:
-            await self.filler.ensure(target, [(0, found.size_bytes)])
-            record = self.filler.record_of(target)
-            if not record.size_bytes:
-                record = self.contents.lay_out(located.digest, record)
-                record, _ = self.contents.extent_for(located.digest, record, 0)
-            record = await self.contents.make_single(located.digest, record)
+            record = await self._make_local(target)
         except (NotCached, CacheFull) as error:
             raise CacheFull(
                 f"no room for the whole object: {error}",
@@ -284,6 +287,27 @@ class Engine:
         self._state.bump_epoch()
         await self.index.flush()
         return wire.Local(self._extents.path(record.extents[0][0]))
+
+    async def _make_local(self, target: Target) -> records.ObjectRecord:
+        """Fill the object and lay it out as one file; what is evicted or found bad meanwhile is
+        filled again."""
+        for _ in range(LOCAL_ROUNDS):
+            record = self.filler.record_of(target)
+            await self.filler.ensure(target, [(0, record.size_bytes)])
+            record = self.filler.record_of(target)
+            if not record.size_bytes:
+                record = self.contents.lay_out(target.digest, record)
+                return self.contents.extent_for(target.digest, record, 0)[0]
+            if not self.contents.is_whole(record):
+                continue
+            try:
+                single = await self.contents.make_single(target.digest, record)
+            except BadPages as error:
+                await self._drop_bad(target.digest, target.path, record.data_id, error.suspects)
+                continue
+            if single is not None:
+                return single
+        raise NotCached("the object is evicted as fast as it is fetched")
 
     # -- changing ---------------------------------------------------------------------------
 

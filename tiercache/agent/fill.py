@@ -153,6 +153,8 @@ class Filler:
         first, end = run
         start = first * PAGE_BYTES
         stop = min(end * PAGE_BYTES, record.size_bytes)
+        if self.record_of(target).data_id != record.data_id:
+            return  # evicted since it was asked for: who still wants it asks again
         state = self._extent(target, first * PAGE_BYTES // record.extent_bytes)
         state.busy += 1
         reserved = 0
@@ -163,6 +165,8 @@ class Filler:
                 data = await self._get(target, start, stop)
                 crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
             self.record_of(target)  # replaced meanwhile: its pages must not come back
+            if crcs is None or state.id not in self._space.live:
+                return  # evicted meanwhile, with all its pages
             self._chunks.mark(state.data_id, first, crcs)
             self._space.settle(state, reserved)
             reserved = 0
@@ -186,6 +190,8 @@ class Filler:
             await self._space.reserve(count)
         except CacheFull as error:
             raise NotCached(str(error)) from error
+        except OSError as error:  # evicting for us met a device that fails
+            raise self._device.refused(error) from error
 
     async def _get(self, target: Target, start: int, stop: int) -> Buffer:
         try:
@@ -195,7 +201,8 @@ class Filler:
             raise StaleHandle("the object was replaced at its origin", path=target.path) from error
         return fetched.data
 
-    async def _write(self, state: ExtentState, offset: int, data: Buffer) -> bytes:
+    async def _write(self, state: ExtentState, offset: int, data: Buffer) -> bytes | None:
+        """Write into the extent and return the checksums; None where its file has gone."""
         view = memoryview(data)
         try:
             if len(view) <= INLINE_WRITE_BYTES:
@@ -203,8 +210,10 @@ class Filler:
             return await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._write_now, state.id, offset, view
             )
-        except FileNotFoundError as error:
-            raise StaleHandle("the extent was dropped while it was filled") from error
+        except FileNotFoundError:
+            if state.id in self._space.live:  # removed behind our back
+                await self._space.evict(state)
+            return None
         except OSError as error:
             raise self._device.refused(error) from error
 
