@@ -17,6 +17,7 @@ chunks and pack members, which are raw.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -123,12 +124,15 @@ def encode(record: ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRe
     return _encode(record)
 
 
+@lru_cache(maxsize=1024)
+def _framed(origin: str) -> bytes:
+    left = origin.encode()
+    return len(left).to_bytes(4, "big") + left
+
+
 def name_hash(origin: str, key: str) -> bytes:
     """Return 128 bits over the length-framed name, so that no two names share their framing."""
-    left = origin.encode()
-    digest = blake2b(len(left).to_bytes(4, "big") + left, digest_size=16)
-    digest.update(key.encode("utf-8", "surrogatepass"))
-    return digest.digest()
+    return blake2b(_framed(origin) + key.encode(), digest_size=16).digest()
 
 
 def object_key(digest: bytes) -> bytes:

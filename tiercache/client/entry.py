@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tiercache.model import PAGE_BYTES, PAGE_SHIFT
-from tiercache.policy.pages import page_count
 from tiercache.policy.readahead import ReadAhead
 from tiercache.ports import ExtentReader
 from tiercache.records import ObjectRecord
@@ -24,6 +23,26 @@ class Use:
         self.hit_bytes = 0
 
 
+class Held:
+    """One extent as this process holds it, shared by all who read from it. ``ext`` is None once
+    it was let go of; who took it before that may go on reading, since it closes with the last
+    reference."""
+
+    __slots__ = ("ext", "map")
+
+    def __init__(self, ext: ExtentReader | None) -> None:
+        self.ext = ext
+        self.map: memoryview | None = None
+
+    def let_go(self) -> None:
+        self.ext = None
+        self.map = None
+
+
+# What has not been opened yet. Nobody ever puts an extent into it.
+CLOSED = Held(None)
+
+
 class Segment:
     """The part of an object that lies in one extent.
 
@@ -31,17 +50,16 @@ class Segment:
     ``verified`` has one byte for each page, 1 once this process has checked it.
     """
 
-    __slots__ = ("base", "end", "ext", "extent_id", "map", "slot", "start", "verified")
+    __slots__ = ("base", "end", "extent_id", "held", "slot", "start", "verified")
 
-    def __init__(self, *, extent_id: int, slot: int, start: int, end: int, base: int) -> None:
+    def __init__(self, extent_id: int, slot: int, start: int, end: int, base: int) -> None:
         self.extent_id = extent_id
         self.slot = slot
         self.start = start
         self.end = end
         self.base = base
-        self.ext: ExtentReader | None = None
-        self.map: memoryview | None = None
-        self.verified = bytearray(page_count(end - start))
+        self.held = CLOSED
+        self.verified = bytearray((end - start + PAGE_BYTES - 1) >> PAGE_SHIFT)
 
 
 class Entry:
@@ -53,14 +71,12 @@ class Entry:
     """
 
     __slots__ = (
-        "__weakref__", "base", "digest", "epoch", "ext", "fast_bytes", "fresh_until_s",
-        "generation", "map", "mount", "path", "raw", "read_ahead", "record", "segments",
-        "slot", "stale", "use", "verified",
+        "_ahead", "base", "digest", "epoch", "fast_bytes", "fresh_until_s", "generation", "held",
+        "mount", "path", "raw", "record", "segments", "slot", "stale", "use", "verified",
     )  # fmt: skip
 
     def __init__(
         self,
-        *,
         path: str,
         digest: bytes,
         mount: MountSettings,
@@ -77,51 +93,40 @@ class Entry:
         self.use = use
         self.record = record
         self.segments = _segments(record, before)
-        self.fast_bytes = -1
-        self.base = self.slot = 0
-        self.verified = bytearray()
         if len(self.segments) == 1:
             only = self.segments[0]
             self.fast_bytes = record.size_bytes
             self.base, self.slot, self.verified = only.base, only.slot, only.verified
+            self.held = only.held
+        else:
+            self.fast_bytes = -1
+            self.base = self.slot = 0
+            self.verified = bytearray()
+            self.held = CLOSED
         # Moves with the index
         self.epoch = UNCHECKED
         self.fresh_until_s = 0.0
         self.generation = 0
         self.raw = b""
         self.stale = False
-        self.read_ahead: ReadAhead = before.read_ahead if before else ReadAhead()
-        # Of the only segment, None while it is not open
-        single = self.segments[0] if len(self.segments) == 1 else None
-        self.ext: ExtentReader | None = single.ext if single else None
-        self.map: memoryview | None = single.map if single else None
+        self._ahead: ReadAhead | None = before._ahead if before else None
 
-    def opened(self, segment: Segment, ext: ExtentReader) -> None:
-        segment.ext = ext
-        segment.map = None
+    @property
+    def ahead(self) -> ReadAhead:
+        """The detector of sequential reads, made when it is first needed."""
+        if self._ahead is None:
+            self._ahead = ReadAhead()
+        return self._ahead
+
+    def opened(self, segment: Segment, held: Held) -> None:
+        segment.held = held
         if len(self.segments) == 1:
-            self.map = None
-            self.ext = ext
+            self.held = held
 
-    def mapped(self, segment: Segment) -> memoryview:
-        """Return the mapping of the segment's extent, made at the first call."""
-        if segment.map is None:
-            assert segment.ext is not None
-            segment.map = segment.ext.view()
-            if len(self.segments) == 1:
-                self.map = segment.map
-        return segment.map
-
-    def let_go(self, extent_id: int) -> None:
-        """Close the extent for this entry; what still reads it finishes undisturbed."""
-        self.epoch = UNCHECKED
-        self.raw = b""
-        for segment in self.segments:
-            if segment.extent_id == extent_id:
-                segment.ext = None
-                segment.map = None
-        self.ext = None
-        self.map = None
+    @property
+    def is_open(self) -> bool:
+        """Whether any of its extents is held."""
+        return any(segment.held.ext is not None for segment in self.segments)
 
     def segments_of(self, start: int, end: int) -> list[Segment]:
         """Return the segments that hold bytes [start, end) of the object."""
@@ -132,23 +137,19 @@ class Entry:
 
 
 def _segments(record: ObjectRecord, before: Entry | None) -> list[Segment]:
+    if record.packed:
+        extent_id, slot = record.extents[0]
+        return [Segment(extent_id, slot, 0, record.size_bytes, record.pack_offset)]
     known: dict[int, Segment] = {}
     if before is not None and before.record.data_id == record.data_id:
         known = {segment.extent_id: segment for segment in before.segments}
     segments = []
     for number, (extent_id, slot) in enumerate(record.extents):
-        start = number * record.extent_bytes
-        end = record.size_bytes if record.packed else start + record.extent_bytes
-        base = record.pack_offset if record.packed else 0
         segment = known.get(extent_id)
-        if segment is None or not extent_id or segment.base != base:
-            segment = Segment(
-                extent_id=extent_id,
-                slot=slot,
-                start=start,
-                end=min(end, record.size_bytes),
-                base=base,
-            )
+        if segment is None or not extent_id:
+            start = number * record.extent_bytes
+            end = min(start + record.extent_bytes, record.size_bytes)
+            segment = Segment(extent_id, slot, start, end, 0)
         segments.append(segment)
     return segments
 

@@ -25,6 +25,8 @@ CONNECT_TIMEOUT_S = 5.0
 # How often a request is sent again after its agent died. Each round starts an agent at most once.
 ATTEMPTS = 4
 START_TIMEOUT_S = 15.0
+# An agent that announced itself listens; one that gives way to another may wait for its end.
+RESTART_S = 0.3
 POLL_S = 0.005
 
 R = TypeVar("R", bound=wire.Response)
@@ -79,24 +81,37 @@ class Link:
         """Return a connection, starting an agent where none listens. Raises AgentUnavailable."""
         with contextlib.suppress(IndexError):
             return self._idle.pop()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             return self._connect()
         with self._lock:
             deadline = time.monotonic() + START_TIMEOUT_S
-            self._start_agent()
             while True:
-                try:
-                    return self._connect()
-                except (FormatError, ConfigError):
-                    raise
-                except OSError as error:
-                    if time.monotonic() > deadline:
-                        raise AgentUnavailable(
-                            f"no agent answers: {error}",
-                            path=self._socket_path,
-                            remedy="see agent.log in the cache directory",
-                        ) from error
-                    time.sleep(POLL_S)
+                # Again and again: the agent that was faster than ours may be one that is leaving.
+                self._start_agent()
+                sock = self._connect_within(RESTART_S, deadline)
+                if sock is not None:
+                    return sock
+
+    def _connect_within(self, seconds: float, deadline: float) -> socket.socket | None:
+        """Return a connection, None where nobody listens for so long. Raises AgentUnavailable
+        past the deadline, and what the agent says against us."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return self._connect()
+            except (FormatError, ConfigError):
+                raise
+            except (OSError, EOFError) as error:
+                now = time.monotonic()
+                if now > deadline:
+                    raise AgentUnavailable(
+                        f"no agent answers: {error}",
+                        path=self._socket_path,
+                        remedy="see agent.log in the cache directory",
+                    ) from error
+                if now > until:
+                    return None
+                time.sleep(POLL_S)
 
     def ensure(self) -> None:
         """Make sure that an agent serves."""

@@ -88,7 +88,8 @@ class Reader:
                 use.hits += 1
                 use.hit_bytes += length
                 return _pread(ext.fd, length, entry.base + offset)
-        return self.read_entry(self.entry(path), offset, length)[1]
+        entry = self.entry_unasked(path) or self.entry(path)
+        return self.read_entry(entry, offset, length)[1]
 
     def view(self, path: str, offset: int = 0, length: int | None = None) -> memoryview:
         """Return a read-only view, on the mapping where the bytes lie in one extent, else on a
@@ -189,7 +190,10 @@ class Reader:
         if record.token != found.token or record.kind is not found.kind:
             # The index cannot be written, or has moved on already: what we were told holds.
             raw, record = b"", _told(located, found)
-        return self._known(path, raw, record, epoch, found.fresh_until_s, stale=found.stale)
+        entry = self._known(located, path, raw, record, found.fresh_until_s)
+        entry.epoch = epoch
+        entry.stale = found.stale
+        return entry
 
     def entry_unasked(self, path: str) -> Entry | None:
         """The same without asking the agent: None where only it could tell."""
@@ -211,42 +215,39 @@ class Reader:
         )
         if now >= until:
             return None
-        return self._known(path, raw, record, epoch, until, stale=False)
+        entry = self._known(located, path, raw, record, until)
+        entry.epoch = epoch
+        return entry
 
     def _known(
-        self, path: str, raw: bytes, record: ObjectRecord, epoch: int, until: float, *, stale: bool
+        self, name: Name, path: str, raw: bytes, record: ObjectRecord, until: float
     ) -> Entry:
-        if record.kind is Kind.ABSENT:
-            raise NotFound("no such object", path=path)
-        if record.kind is Kind.DIRECTORY:
+        """Return the entry of a record, for the caller to set its epoch."""
+        if record.kind is not Kind.FILE:
+            if record.kind is Kind.ABSENT:
+                raise NotFound("no such object", path=path)
             raise IsADirectory("a directory, not an object", path=path)
         before = self._hot.get(path)
         generation = self._words[_GENERATION]
-        same = before is not None and before.record.token == record.token
-        if before is not None and before.generation != generation:
-            same = False
-        if before is not None and same and before.raw == raw and raw:
+        if before is not None and (
+            before.record.token != record.token or before.generation != generation
+        ):
+            before = None
+        if before is not None and raw and before.raw == raw:
             entry = before
         else:
-            located = self._resolver.locate(path)
-            entry = Entry(
-                path,
-                located.digest,
-                located.mount,
-                self._use(located.mount.path),
-                record,
-                before if same else None,
-            )
+            mount = name.mount
+            entry = Entry(path, name.digest, mount, self._use(mount.path), record, before)
             entry.raw = raw
             entry.generation = generation
             self._remember(path, entry)
         entry.fresh_until_s = until
-        entry.stale = stale
-        entry.epoch = epoch
+        entry.stale = False
         return entry
 
     def _use(self, mount: str) -> Use:
-        return self._uses.setdefault(mount, Use(mount))
+        use = self._uses.get(mount)
+        return use if use is not None else self._uses.setdefault(mount, Use(mount))
 
     def _remember(self, path: str, entry: Entry) -> None:
         if len(self._hot) >= KEPT_ENTRIES and path not in self._hot:
@@ -320,6 +321,28 @@ class Reader:
             return _pread(ext.fd, end - start, entry.base + start)
         return None
 
+    def _first_touch(self, entry: Entry, start: int, end: int) -> bytes | None:
+        """Read and verify in one go what is present but not yet verified; None where the general
+        path is needed."""
+        if not entry.segments or entry.epoch != self._words[_EPOCH]:
+            return None
+        segments = entry.segments_of(start, end)
+        if len(segments) != 1:
+            return None
+        segment = segments[0]
+        if segment.held.ext is None and not self._handles.open(entry, segment):
+            return None
+        data = self._verifier.read(entry, segment, start, end)
+        if data is None:
+            return None
+        self._visited[segment.slot] = 1
+        if entry.record.packed:
+            entry.use.hits += 1
+            entry.use.hit_bytes += end - start
+        else:
+            self._note_hit(entry, start, end)
+        return data
+
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
         """Read this version into ``buffer``, run by run, reading ahead of itself."""
         start, end = clamp(offset, len(buffer), entry.record.size_bytes)
@@ -346,7 +369,7 @@ class Reader:
             if not missing:
                 self._note_hit(entry, start, end)
                 return entry, None
-            ahead = entry.read_ahead.plan(start, end - start, entry.record.size_bytes)
+            ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
             if wanted > end and not ahead[1]:
                 ahead = (end, min(wanted - end, 64 << 20))
             spans = _spans(missing, start, end)
@@ -361,7 +384,7 @@ class Reader:
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
-        ahead = entry.read_ahead.plan(start, end - start, entry.record.size_bytes)
+        ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
         if ahead[1] and self._absent(entry, ahead[0], sum(ahead)):
             self._link.tell(wire.Advise(entry.path, entry.record.token, *ahead))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from tiercache import records
 from tiercache.policy.mounts import MountTable
@@ -13,8 +13,7 @@ from tiercache.settings import MountSettings, ProfileSettings
 KEPT_PATHS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(msgspec.Struct, frozen=True, gc=False):
     """One path, resolved. ``origin`` is the identity under which its data is kept."""
 
     mount: MountSettings
@@ -37,16 +36,23 @@ class Resolver:
         self.table = MountTable(mounts, profiles)
         self._profiles = profiles
         self._known: dict[str, Name] = {}
+        # A pure result of the mount, remembered: building it costs as much as all the rest.
+        self._identities: dict[str, str] = {}
 
     def locate(self, path: str) -> Name:
         """Raises NotFound, IsADirectory (above mounts) or ConfigError, as MountTable.resolve."""
         name = self._known.get(path)
-        if name is None:
-            resolved = self.table.resolve(path)
-            origin = identity(resolved.origin, self._profiles[resolved.mount.profile])
-            digest = records.name_hash(origin, resolved.key)
-            name = Name(resolved.mount, origin, resolved.key, resolved.path, digest)
-            if len(self._known) >= KEPT_PATHS:
-                self._known.clear()
-            self._known[path] = name
+        if name is not None:
+            return name
+        resolved = self.table.resolve(path)
+        mount = resolved.mount
+        origin = self._identities.get(mount.path)
+        if origin is None:
+            origin = identity(resolved.origin, self._profiles[mount.profile])
+            self._identities[mount.path] = origin
+        digest = records.name_hash(origin, resolved.key)
+        name = Name(mount, origin, resolved.key, resolved.path, digest)
+        if len(self._known) >= KEPT_PATHS:
+            self._known.clear()
+        self._known[path] = name
         return name

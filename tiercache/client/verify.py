@@ -31,6 +31,37 @@ class Verifier:
         self._link = link
         self._buffers = threading.local()
 
+    def read(self, entry: Entry, segment: Segment, start: int, end: int) -> bytes | None:
+        """Return bytes [start, end) of one segment, checking each page not checked before; one
+        ``pread`` serves both. None where a page is absent or bad, for ``lacking`` and ``verify``
+        to say which."""
+        ext = segment.held.ext
+        first = (start - segment.start) >> PAGE_SHIFT
+        last = (end - segment.start + PAGE_BYTES - 1) >> PAGE_SHIFT
+        if ext is None or (not entry.record.packed and self.lacking(entry, segment, first, last)):
+            return None
+        begin = first << PAGE_SHIFT
+        stop = min(last << PAGE_SHIFT, segment.end - segment.start)
+        try:
+            data = os.pread(ext.fd, stop - begin, segment.base + begin)
+        except OSError:
+            return None
+        crcs = self._checksums(entry, segment, first, last)
+        if last - first == 1:
+            if crc32c.crc32c(data).to_bytes(4, "little") != crcs:
+                return None
+            segment.verified[first] = 1
+        else:
+            view = memoryview(data)
+            for page in range(first, last):
+                inside = (page - first) << PAGE_SHIFT
+                crc = crc32c.crc32c(view[inside : inside + PAGE_BYTES])
+                if crc.to_bytes(4, "little") != crcs[inside >> 14 : (inside >> 14) + 4]:
+                    return None
+                segment.verified[page] = 1
+        offset = start - segment.start - begin
+        return data if end - start == len(data) else data[offset : offset + end - start]
+
     def lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
         if entry.record.packed:
             return []
@@ -69,7 +100,7 @@ class Verifier:
         return bad
 
     def _verify_block(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
-        ext = segment.ext
+        ext = segment.held.ext
         if ext is None:
             return list(range(first, last))
         length = min(last << PAGE_SHIFT, segment.end - segment.start) - (first << PAGE_SHIFT)
