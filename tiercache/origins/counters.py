@@ -49,7 +49,15 @@ class OriginCounters:
         """Return all counts by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
+    def by_method(self) -> dict[str, int]:
+        """Return the attempts sent, by method: copy, delete, get, head, list, put."""
+        return {
+            name.removeprefix("requests_"): getattr(self, name)
+            for name in self.__slots__
+            if name.startswith("requests_")
+        }
+
     @property
     def requests(self) -> int:
         """Attempts sent, of all methods. A page of a listing is one."""
-        return sum(getattr(self, name) for name in self.__slots__ if name.startswith("requests_"))
+        return sum(self.by_method().values())

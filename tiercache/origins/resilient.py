@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tiercache.clock import Clock
 from tiercache.errors import (
@@ -61,6 +61,7 @@ class Endpoint:
         # Owned by the event loop
         self.gate = asyncio.Semaphore(concurrency)
         self.state = breaker.HEALTHY
+        self.answered_s = 0.0
 
     def refusal(self, path: str) -> OriginUnavailable | None:
         """Return the error to raise instead of a request while the breaker is open."""
@@ -77,6 +78,12 @@ class Endpoint:
 
     def succeeded(self) -> None:
         self.state = breaker.succeeded(self.state)
+
+    def answered(self) -> None:
+        """Note an answer that was one: not "come back later"."""
+        self.answered_s = self._clock.now()
+        if self.state is not breaker.HEALTHY:
+            self.succeeded()
 
     def failed(self) -> None:
         self.state = breaker.failed(self.state, self._clock.now(), policy=self._policy)
@@ -165,6 +172,32 @@ class ResilientOrigin:
     @property
     def capabilities(self) -> OriginCapabilities:
         return self._origin.capabilities
+
+    @property
+    def answered_s(self) -> float:
+        """When its server last answered anybody (the clock's seconds), 0.0 where never."""
+        return self.endpoint.answered_s
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return counters and breaker for the status document. ``breaker.since_s`` is for how long
+        the endpoint has not answered, 0.0 while it is closed."""
+        counters, endpoint = self.counters, self.endpoint
+        closed = endpoint.mode is breaker.Mode.CLOSED
+        return {
+            "requests": counters.by_method(),
+            "bytes_read": counters.bytes_read,
+            "bytes_written": counters.bytes_written,
+            "errors": counters.errors,
+            "throttled": counters.throttles,
+            "retries": counters.retries,
+            "rejected": counters.rejected,
+            "settled": counters.settled,
+            "breaker": {
+                "endpoint": endpoint.name,
+                "mode": str(endpoint.mode),
+                "since_s": 0.0 if closed else self._clock.now() - endpoint.state.since_s,
+            },
+        }
 
     def __repr__(self) -> str:
         return f"ResilientOrigin({self._origin!r})"
@@ -397,13 +430,12 @@ class ResilientOrigin:
                 self._count_failure(error)
                 raise
             except TiercacheError:
-                endpoint.succeeded()  # it answered, if only to refuse
+                endpoint.answered()  # if only to refuse
                 raise
             except BaseException:
                 endpoint.abandoned()
                 raise
-            if endpoint.state is not breaker.HEALTHY:
-                endpoint.succeeded()
+            endpoint.answered()
             return result
         finally:
             gate.release()
