@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from tiercache.errors import Unsupported
+from tiercache.errors import TiercacheError, Unsupported
 from tiercache.model import ObjectInfo
 from tiercache.ports import Buffer, Condition, Fetched, ListPage
 
@@ -102,6 +102,9 @@ class ExactThreads:
         building = self._building
         try:
             return await asyncio.shield(building)
+        except TiercacheError:
+            self._building = None  # credentials may be there next time
+            raise
         except ImportError as error:
             raise Unsupported(
                 f"the name {key!r} needs the cloud's own client, which is not installed",

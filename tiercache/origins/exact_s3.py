@@ -49,7 +49,15 @@ class ExactS3:
         # Constant after construction
         self._bucket = url.bucket
         self._url = identity
-        self._client = _client(profile)
+        try:
+            self._client = _client(profile)
+        except botocore.exceptions.BotoCoreError as error:
+            # A profile that ~/.aws does not have, or one that is written wrongly.
+            raise AccessDenied(
+                f"no S3 credentials: {type(error).__name__}",
+                path=identity,
+                remedy=CREDENTIALS_REMEDY,
+            ) from error
         self._client.meta.events.register("before-parse.s3.ListObjectsV2", _parse_listing)
 
     def head(self, key: str) -> ObjectInfo:

@@ -8,6 +8,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from tiercache.errors import AccessDenied, ConfigError
@@ -38,6 +39,10 @@ ObjectStore = S3Store | GCSStore | AzureStore
 
 def build_store(url: OriginUrl, profile: ProfileSettings) -> ObjectStore:
     """Return the store of one bucket. Asks nobody. Raises ConfigError."""
+    if profile.endpoint and not profile.endpoint.lower().startswith(("http://", "https://")):
+        raise ConfigError(
+            f"profile {profile.name}: endpoint is no URL", remedy="write https://host[:port]"
+        )
     try:
         match url.scheme:
             case "s3":
@@ -51,9 +56,9 @@ def build_store(url: OriginUrl, profile: ProfileSettings) -> ObjectStore:
                     f"obstore has no store for {url.scheme}://",
                     remedy=f'set driver = "fsspec" in [profile.{profile.name}]',
                 )
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (obstore.exceptions.BaseError, ValueError):
         # The text may quote a credential from the environment.
         raise ConfigError(
             f"profile {profile.name} cannot reach {url.scheme}://{url.bucket}",
