@@ -159,22 +159,22 @@ class Agent:
             ),
         )
         server = Server(engine, directory, clock)
-        await engine.start()
-        await server.start()
-        self.descriptors = server.descriptors
         metrics = MetricsServer(settings.agent.metrics_address, engine)
-        metrics.start()
-        log.info("serving %s", directory.root)
-        self.ready.set()
-        if announce:
-            say(Announcement("ready"))
-        try:
+        # Ended in the opposite order, also where one of them cannot start.
+        async with contextlib.AsyncExitStack() as running:
+            running.push_async_callback(engine.stop)
+            await engine.start()
+            running.callback(metrics.stop)
+            metrics.start()
+            running.push_async_callback(server.stop)
+            await server.start()
+            self.descriptors = server.descriptors
+            log.info("serving %s", directory.root)
+            self.ready.set()
+            if announce:
+                say(Announcement("ready"))
             await self._until_done(server, settings.agent.idle_timeout_s)
-        finally:
-            metrics.stop()
-            await server.stop()
-            await engine.stop()
-            log.info("left %s", directory.root)
+        log.info("left %s", directory.root)
 
     async def _until_done(self, server: object, idle_timeout_s: float) -> None:
         from tiercache.agent.server import Server

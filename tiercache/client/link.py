@@ -130,6 +130,14 @@ class Link:
             try:
                 sock.sendall(frame)
                 answer = receive(sock)
+            except TimeoutError as error:
+                sock.close()
+                raise AgentUnavailable(
+                    f"the agent has not answered {type(message).__name__} for "
+                    f"{ANSWER_TIMEOUT_S:.0f} s",
+                    path=getattr(message, "path", ""),
+                    remedy="it is stopped or wedged: tiercache agent stop, then try again",
+                ) from error
             except (OSError, EOFError) as error:
                 sock.close()
                 self._drop_idle()
