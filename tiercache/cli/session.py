@@ -1,0 +1,88 @@
+"""From the options that every command takes to settings, a namespace or a running agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tiercache.cli.output import Tally
+
+if TYPE_CHECKING:
+    from tiercache.client.link import Link
+    from tiercache.config import LoadedConfig
+    from tiercache.namespace import Namespace
+    from tiercache.settings import Settings
+
+CONFIG = "tiercache.config"
+CACHE_DIR = "tiercache.cache_dir"
+DEBUG = "tiercache.debug"
+
+
+def loaded_config(ctx: typer.Context, **overrides: Any) -> LoadedConfig:
+    """Return the configuration in force, with where each value came from. Raises ConfigError."""
+    from tiercache.config import load
+
+    given = {"cache.dir": ctx.meta.get(CACHE_DIR), **overrides}
+    return load(
+        ctx.meta.get(CONFIG),
+        overrides={key: value for key, value in given.items() if value is not None},
+    )
+
+
+def settings(ctx: typer.Context) -> Settings:
+    return loaded_config(ctx).settings
+
+
+@contextmanager
+def namespace(ctx: typer.Context) -> Iterator[Namespace]:
+    """Open the namespace, starting an agent where there is none, and close it in the end."""
+    from tiercache.namespace import Namespace
+
+    with Namespace(settings(ctx)) as opened:
+        yield opened
+
+
+def debug(ctx: typer.Context) -> bool:
+    return bool(ctx.meta.get(DEBUG))
+
+
+def tally(ctx: typer.Context) -> Tally:
+    return Tally(debug=debug(ctx))
+
+
+def running_agent(settings: Settings) -> Link | None:
+    """Return a link to the agent of this cache directory, None where none runs; starts none.
+
+    It greets without mounts, so that it also reaches an agent of another configuration. The
+    caller closes it. Raises FormatError for an agent of another wire version.
+    """
+    from tiercache.client.link import Link
+    from tiercache.compose import cache_directory
+    from tiercache.errors import AgentUnavailable
+
+    def none() -> None:
+        raise AgentUnavailable("no agent runs", path=settings.cache.dir)
+
+    link = Link(
+        socket_path=cache_directory(settings).socket, mounts=(), profiles=(), start_agent=none
+    )
+    try:
+        link.ensure()
+    except AgentUnavailable:
+        link.close()
+        return None
+    return link
+
+
+def checked_paths(paths: Sequence[str]) -> list[str]:
+    """Return namespace paths or origin URLs; anything else is a usage error."""
+    for path in paths:
+        if not path.startswith("/") and "://" not in path:
+            raise typer.BadParameter(
+                f"{path!r} is neither a namespace path nor an origin URL: write /{path}, or "
+                "scheme://bucket/key"
+            )
+    return list(paths)
