@@ -70,7 +70,8 @@ class CacheDirectory:
         if status.st_uid not in (os.geteuid(), 0):
             raise AccessDenied("the cache directory belongs to another user", path=str(self.root))
         if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            if any(self.root.iterdir()):
+            # Whoever starts an agent opens its log first.
+            if any(file.name != LOG for file in self.root.iterdir()):
                 if not (self.root / SUPERBLOCK).exists():
                     raise ConfigError(
                         "the directory holds other files and is not a cache",
