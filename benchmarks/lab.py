@@ -1,0 +1,253 @@
+"""The laboratory: an origin with known data, namespaces over it, and what was asked of whom.
+
+One SeaweedFS serves a whole run; each benchmark takes a cache directory of its own, so that none
+finds what another has cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import tiercache
+from benchmarks.harness import MIB, Result, Scale
+from tiercache.model import Consistency
+from tiercache.namespace import Namespace
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MountSettings,
+    ProfileSettings,
+    Settings,
+    TotalBytes,
+)
+from tiercache.testing.datasets import object_bytes
+from tiercache.testing.emulators import SeaweedS3
+from tiercache.testing.proxy import FaultyProxy
+
+BUCKET = "bench"
+MOUNT = "/bench"
+# An extent is at most 1/128 of the capacity: with 256 GiB, an object of 1 GiB lies in one, as
+# it does on the NVMe of a GPU node. The limit is a number; nothing of it is taken up.
+CAPACITY_BYTES = 256 << 30
+READ_BLOCK = 64 * 1024
+
+
+class Lab:
+    """One run's servers, data sets and directories. Close it; not thread safe."""
+
+    def __init__(self, scale: Scale, *, seed: int, directory: str | None = None) -> None:
+        # Constant after construction
+        self.scale = scale
+        self.seed = seed
+        self.root = Path(tempfile.mkdtemp(prefix="tiercache-bench-", dir=directory))
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(shutil.rmtree, self.root, ignore_errors=True)
+        self._datasets: set[str] = set()
+        self._folders = 0
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @property
+    def bucket(self) -> str:
+        return BUCKET
+
+    def random(self) -> random.Random:
+        return random.Random(self.seed)
+
+    # -- the origin -------------------------------------------------------------------------
+
+    @cached_property
+    def server(self) -> SeaweedS3:
+        server = self._stack.enter_context(SeaweedS3())
+        os.environ.update(server.env)
+        server.make_bucket(BUCKET)
+        return server
+
+    def dataset(self, folder: str, count: int, length: int) -> list[str]:
+        """Put ``count`` objects of ``length`` bytes below ``folder`` once; return their keys."""
+        keys = [f"{folder}/{number // 1000:03}/{number:06}.bin" for number in range(count)]
+        if folder not in self._datasets:
+            # Incompressible, and cheap: one block of noise, stamped with its number.
+            noise = bytearray(object_bytes(self.seed, length))
+
+            def items() -> Iterator[tuple[str, bytes]]:
+                for number, key in enumerate(keys):
+                    noise[:8] = number.to_bytes(8, "big")
+                    yield key, bytes(noise)
+
+            self.server.put_many(BUCKET, items())
+            self._datasets.add(folder)
+        return keys
+
+    def large(self) -> list[str]:
+        return self.dataset("large", self.scale.large_count, self.scale.large_bytes)
+
+    def small(self) -> list[str]:
+        return self.dataset("small", self.scale.small_count, self.scale.small_bytes)
+
+    def hot(self) -> str:
+        return self.dataset("hot", 1, self.scale.hot_bytes)[0]
+
+    def sequential(self) -> str:
+        return self.dataset("sequential", 1, self.scale.sequential_bytes)[0]
+
+    # -- directories and namespaces ---------------------------------------------------------
+
+    def folder(self, name: str) -> Path:
+        """Return a new empty directory on the device that also holds the cache."""
+        self._folders += 1
+        path = self.root / f"{self._folders:03}-{name}"
+        path.mkdir()
+        return path
+
+    def settings(self, *, origin: str = "", profile: ProfileSettings | None = None) -> Settings:
+        """Return settings over a cache directory of their own."""
+        profile = profile or self.server.profile("bench")
+        return Settings(
+            cache=CacheSettings(
+                dir=str(self.folder("cache")), limit=TotalBytes(capacity_bytes=CAPACITY_BYTES)
+            ),
+            mounts=(
+                MountSettings(
+                    path=MOUNT,
+                    origin=origin or f"s3://{BUCKET}",
+                    profile=profile.name,
+                    consistency=Consistency.EVENTUAL,
+                    ttl_s=3600.0,
+                ),
+            ),
+            profiles={"default": ProfileSettings(), profile.name: profile},
+            agent=AgentSettings(idle_timeout_s=10.0),
+        )
+
+    @contextlib.contextmanager
+    def namespace(self, settings: Settings | None = None) -> Iterator[Namespace]:
+        """Connect, with an agent that is gone afterwards, as is its cache directory."""
+        settings = settings or self.settings()
+        namespace = tiercache.connect(settings)
+        try:
+            yield namespace
+        finally:
+            stop_agent(namespace)
+            shutil.rmtree(settings.cache.dir, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def proxied(self) -> Iterator[tuple[Namespace, FaultyProxy]]:
+        """Connect through a proxy that counts what the origin is asked."""
+        with FaultyProxy(self.server.endpoint) as proxy:
+            profile = self.server.profile("counted", endpoint=proxy.url)
+            with self.namespace(self.settings(profile=profile)) as namespace:
+                yield namespace, proxy
+
+    def filesystem(self, namespace: Namespace) -> Any:
+        """Return the fsspec filesystem over the namespace's directory, configured as users do."""
+        from tiercache.fs import TierCacheFileSystem
+
+        settings = namespace.settings
+        mount = settings.mounts[0]
+        profile = settings.profiles[mount.profile]
+        return TierCacheFileSystem(
+            cache={"dir": settings.cache.dir, "capacity": CAPACITY_BYTES},
+            mounts={
+                mount.path: {
+                    "origin": mount.origin,
+                    "profile": mount.profile,
+                    "consistency": mount.consistency.value,
+                    "ttl": f"{mount.ttl_s:g}s",
+                }
+            },
+            profiles={
+                profile.name: {
+                    "endpoint": profile.endpoint,
+                    "region": profile.region,
+                    "addressing": profile.addressing,
+                }
+            },
+        )
+
+
+def path_of(key: str) -> str:
+    return f"{MOUNT}/{key}"
+
+
+def stop_agent(namespace: Namespace) -> None:
+    """End the agent and wait until it has left."""
+    pid = agent_pid(namespace)
+    namespace.shut_down_agent()
+    namespace.close()
+    deadline = time.monotonic() + 20.0
+    while pid and _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def agent_pid(namespace: Namespace) -> int:
+    welcome = namespace.client.link.welcome
+    return welcome.agent_pid if welcome is not None else 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def settle() -> None:
+    """Write back what earlier contenders left dirty, so that nobody pays for another's bytes."""
+    os.sync()
+
+
+class Meter:
+    """Which tier served the bytes: the agent's counters, and device reads of both processes."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._before = self._now()
+
+    def _now(self) -> dict[str, int]:
+        status: Mapping[str, Any] = self._namespace.status()
+        counts = dict.fromkeys(("hit_bytes", "filled_bytes", "read_through_bytes"), 0)
+        for reads in status["reads"].values():
+            for name in counts:
+                counts[name] += reads[name]
+        for origin in status["origins"]:
+            for name in ("requests_get", "requests_head", "requests_list", "bytes_read"):
+                counts[f"origin_{name}"] = counts.get(f"origin_{name}", 0) + origin.get(name, 0)
+        counts["device_read_bytes"] = _device_reads(os.getpid()) + _device_reads(
+            agent_pid(self._namespace)
+        )
+        return counts
+
+    def read(self) -> dict[str, int]:
+        """Return what has happened since the meter was made."""
+        now = self._now()
+        return {name: now[name] - self._before.get(name, 0) for name in now}
+
+
+def _device_reads(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
+
+
+def stamped(result: Result, *, took_s: float) -> Result:
+    return msgspec.structs.replace(result, took_s=took_s, load=os.getloadavg()[0])
+
+
+def mib(count: int) -> float:
+    return count / MIB
