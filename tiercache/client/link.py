@@ -160,19 +160,20 @@ class Link:
             return answer
         raise AssertionError("unreachable")
 
-    def tell(self, message: wire.Request) -> None:
-        """Send what has no answer, if an agent is connected; never starts one, never raises for
-        one that is gone."""
+    def tell(self, message: wire.Request) -> bool:
+        """Send what has no answer, if a connection is idle; return whether it was sent. Never
+        starts an agent, never raises for one that is gone."""
         try:
             sock = self._idle.pop()
         except IndexError:
-            return
+            return False
         try:
             sock.sendall(wire.frame(message))
         except OSError:
             sock.close()
-            return
+            return False
         self._idle.append(sock)
+        return True
 
     def tell_best_effort(self, message: wire.Request) -> None:
         """Send a request whose outcome matters to nobody any more."""

@@ -521,14 +521,13 @@ class Reader:
     # -- the rest ---------------------------------------------------------------------------
 
     def report_use(self) -> None:
-        """Tell the agent, if one is connected, of hits since last said."""
-        said = []
-        for use in list(self._uses.values()):
-            if use.hits:
-                said.append((use.mount, use.hits, use.hit_bytes))
-                use.hits = use.hit_bytes = 0
-        if said:
-            self._link.tell(wire.ReportUse(tuple(said)))
+        """Tell the agent of hits since last said; what cannot be told now is kept for later."""
+        said = [(use, use.hits, use.hit_bytes) for use in list(self._uses.values()) if use.hits]
+        report = wire.ReportUse(tuple((use.mount, hits, count) for use, hits, count in said))
+        if said and self._link.tell(report):
+            for use, hits, count in said:
+                use.hits -= hits
+                use.hit_bytes -= count
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the parent's extents."""
