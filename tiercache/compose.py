@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,12 +22,15 @@ from tiercache.client.link import Link
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Resolver
 from tiercache.clock import BootClock, Clock
-from tiercache.errors import AgentUnavailable, TiercacheError
+from tiercache.errors import AgentUnavailable, NotFound, TiercacheError
 from tiercache.extents.files import ExtentFiles, ExtentReaders
 from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
 from tiercache.ports import Origin
 from tiercache.settings import ProfileSettings, Settings
+
+if TYPE_CHECKING:
+    from tiercache.agent.fsck import FsckReport
 
 log = logging.getLogger("tiercache.agent")
 
@@ -218,6 +222,54 @@ def open_wrapped(
         policy=RetryPolicy(deadline_s=profile.deadline_s),
         attempt_timeout_s=profile.connect_timeout_s + profile.request_timeout_s,
     )
+
+
+def fsck(
+    settings: Settings,
+    *,
+    repair: bool = False,
+    online: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> FsckReport:
+    """Check the cache directory, as its only user or, ``online``, beside an agent and read-only.
+
+    ``on_progress`` gets the bytes checked so far. Raises NotFound where there is no cache,
+    AgentUnavailable where an agent serves it (not ``online``), FormatError, OSError.
+    """
+    from tiercache.agent.fsck import check, check_online, disk_usage
+
+    directory = cache_directory(settings)
+    if not os.path.exists(directory.index):
+        raise NotFound("there is no cache", path=str(directory.root))
+    disk_bytes = disk_usage(str(directory.root))
+    if online:
+        reader = LmdbReader(directory.index)
+        with contextlib.closing(reader):
+            return check_online(
+                reader,
+                ExtentReaders(directory.extents),
+                disk_bytes=disk_bytes,
+                on_progress=on_progress,
+            )
+    directory.prepare()
+    lock_fd = directory.lock()
+    if lock_fd is None:
+        raise AgentUnavailable(
+            "an agent serves the directory",
+            path=str(directory.root),
+            remedy="tiercache agent stop, or check beside it with --online",
+        )
+    try:
+        with contextlib.closing(LmdbStore(directory.index)) as store:
+            return check(
+                store,
+                ExtentFiles(directory.extents),
+                disk_bytes=disk_bytes,
+                repair=repair,
+                on_progress=on_progress,
+            )
+    finally:
+        os.close(lock_fd)
 
 
 def run_agent(settings: Settings, *, announce: bool = True) -> int:
