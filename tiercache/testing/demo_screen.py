@@ -67,8 +67,8 @@ class Screen:
         self._rich.print(Padding(drawn, (0, 0, 0, 4)))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table whose first column is text and whose others are numbers."""
-        right = range(1, len(header))
+        """Print a table; columns whose first cell begins with a figure are aligned as numbers."""
+        right = [column for column, cell in enumerate(rows[0]) if cell[:1].isdigit()]
         if self._rich is None:
             self._say(f"\n{title}")
             self._say("\n".join(plain_table(header, rows, right=right)))
