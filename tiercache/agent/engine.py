@@ -23,7 +23,7 @@ from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
-from tiercache.agent.writes import Writes
+from tiercache.agent.writes import Writes, check_writable
 from tiercache.clock import Clock
 from tiercache.errors import (
     CacheFull,
@@ -129,6 +129,7 @@ class Engine:
         await self.jobs.stop()
         await self.writes.stop()
         await self.filler.stop()
+        await self.names.stop()
         with contextlib.suppress(OSError):  # a broken device loses what only it would hold
             await self.index.flush()
         await self.mounts.close()
@@ -313,6 +314,7 @@ class Engine:
 
     async def remove(self, request: wire.Remove) -> wire.Done:
         located = self.mounts.locate(request.path)
+        check_writable(located)
         if not request.recursive:
             await self.writes.remove(located)
             return wire.Done(1)
@@ -340,6 +342,8 @@ class Engine:
         target = self.mounts.locate(request.target)
         if source.origin is not target.origin:
             raise Unsupported("a server-side copy needs one origin", path=request.target)
+        if request.remove_source:
+            check_writable(source)
         await self.writes.copy(source, target)
         if request.remove_source:
             await self.writes.remove_known(source)

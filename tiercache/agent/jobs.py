@@ -248,13 +248,20 @@ class Jobs:
         if found.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=path)
         self._pin(job, located, tree=True)
-        async for entries in self._names.walk(located):
+        async for validated_s, entries in self._names.walk(located):
             for entry in entries:
                 if entry.kind is Kind.FILE and job.globs.matches(entry.name):
                     job.listed += 1
                     job.listed_bytes += entry.size_bytes
-                    key = located.directory_prefix + entry.name
-                    yield self._mounts.sibling(located, key), entry
+                    sibling = self._mounts.sibling(located, located.directory_prefix + entry.name)
+                    yield sibling, self._as_known(sibling, entry, validated_s)
+
+    def _as_known(self, located: Located, entry: Entry, validated_s: float) -> Entry:
+        """Learn a name from a listing of ``validated_s``; return what is known of it now, which
+        may be newer than the listing."""
+        info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+        record = self._names.learn(located, Kind.FILE, info, validated_s)
+        return Entry(entry.name, record.kind, record.size_bytes, record.token, record.mtime_s)
 
     def _pin(self, job: _Job, located: Located, *, tree: bool) -> None:
         if job.spec.pin and not job.spec.dry_run:
@@ -315,10 +322,6 @@ class Jobs:
         job.error_class = "CacheFull"
 
     async def _fill(self, located: Located, entry: Entry) -> None:
-        info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
-        record = self._index.get_object(located.digest)
-        if record is None or record.token != entry.token:
-            self._names.learn(located, Kind.FILE, info, self._clock.now())
         target = Target(
             origin=located.origin,
             digest=located.digest,

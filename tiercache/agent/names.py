@@ -6,18 +6,20 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from math import inf
 
 import msgspec
 
 from tiercache import records
 from tiercache.agent.contents import without_data
 from tiercache.agent.device import NotCached
+from tiercache.agent.flights import Patience, SingleFlight
+from tiercache.agent.listings import Draft, ListingName, infer, part_of, stored
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.plane import Plane
-from tiercache.errors import NotFound, OriginUnavailable
+from tiercache.errors import NotFound
 from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
     fresh_until_s,
@@ -34,7 +36,9 @@ STALE_RETRY_S = 1.0
 # costs no request. Longer ones would cost the index more than the requests they save.
 SEED_ENTRIES = 10_000
 
-T = TypeVar("T")
+# Own changes remembered by name, against answers that were sent for before them: at 10,000 writes
+# a second some seconds' worth, ~120 B each.
+OWN_CHANGES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,51 +48,6 @@ class Listing:
     validated_s: float
     stale: bool
     parts: tuple[ListingPart, ...] = ()
-
-
-class SingleFlight:
-    """One running call a key; everybody who asks meanwhile gets its outcome.
-
-    Whoever needs an answer that was sent for no earlier than now waits for the running call to
-    end and shares the next one with all who came since.
-    """
-
-    def __init__(self) -> None:
-        self._running: dict[object, asyncio.Task[Any]] = {}
-        self._next: dict[object, asyncio.Task[Any]] = {}
-
-    async def do(
-        self, key: object, work: Callable[[], Coroutine[Any, Any, T]], *, sent_after_now: bool
-    ) -> T:
-        """The call goes on when a waiter is cancelled."""
-        task = self._running.get(key)
-        if task is not None and sent_after_now:
-            task = self._next.get(key)
-            if task is None:
-                task = asyncio.get_running_loop().create_task(self._after(key, work))
-                self._next[key] = task
-        elif task is None:
-            task = self._begin(key, work)
-        result: T = await asyncio.shield(task)
-        return result
-
-    def _begin(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work())
-        self._running[key] = task
-        task.add_done_callback(lambda ended: self._ended(key, ended))
-        return task
-
-    def _ended(self, key: object, task: asyncio.Task[Any]) -> None:
-        if self._running.get(key) is task:
-            del self._running[key]
-        if not task.cancelled():
-            task.exception()  # retrieved, also when every waiter was cancelled
-
-    async def _after(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        while key in self._running:
-            await asyncio.wait({self._running[key]})
-        self._next.pop(key, None)
-        return await self._begin(key, work)
 
 
 class Names:
@@ -101,7 +60,14 @@ class Names:
         self._state = plane.state
         self._clock = plane.clock
         self._device = plane.device
-        self._flights = SingleFlight()
+        self._flights = SingleFlight(plane.clock)
+        self._patience = Patience(plane.clock)
+        # When this node itself last changed a name, and anything at an origin
+        self._changed_s: dict[bytes, float] = {}
+        self._origin_changed_s: dict[str, float] = {}
+        self._drafts: set[Draft] = set()
+        # Whether clients must be told, at the next commit, that a known version has been replaced
+        self._moved = False
 
     # -- look-up ----------------------------------------------------------------------------
 
@@ -114,20 +80,69 @@ class Names:
         if record is not None and not revalidate:
             until = self._fresh_until(located, record)
             if until > self._clock.now():
-                return found(record, until)
+                return self._found(record, until)
+        since_s = self._since_s(located, record, revalidate)
+
+        def begin() -> asyncio.Task[ObjectRecord]:
+            key = ("head", located.digest)
+            return self._flights.join(key, lambda: self._ask(located), since_s=since_s)
+
+        asked: ObjectRecord | None = None
+        if may_serve_stale(located.mount, Kind.FILE):
+            asked = await self._patience.answer(located.origin, begin)
+            if asked is None:
+                fallback = self._fallback(located)
+                if fallback is not None:
+                    return self._found(fallback, self._clock.now() + STALE_RETRY_S, stale=True)
+        if asked is None:
+            asked = await asyncio.shield(begin())
+        return self._found(asked, self._fresh_until(located, asked))
+
+    def _since_s(self, located: Located, record: ObjectRecord | None, revalidate: bool) -> float:
+        """Return when a request must have been sent for its answer to serve a call of now."""
+        mount = located.mount
         # An open under close-to-open must not share a HEAD that was sent before it.
-        sent_after_now = revalidate or located.mount.consistency is Consistency.CLOSE_TO_OPEN
-        try:
-            record = await self._flights.do(
-                ("head", located.digest),
-                lambda: self._ask(located),
-                sent_after_now=sent_after_now,
-            )
-        except OriginUnavailable:
-            if record is None or not may_serve_stale(located.mount, record.kind):
-                raise
-            return found(record, self._clock.now() + STALE_RETRY_S, stale=True)
-        return found(record, self._fresh_until(located, record))
+        if revalidate or mount.consistency is Consistency.CLOSE_TO_OPEN:
+            return self._clock.now()
+        changed_s = self._changed_s.get(located.digest, -inf)
+        if mount.consistency is Consistency.IMMUTABLE:
+            return changed_s
+        exists = record is not None and record.kind is not Kind.ABSENT
+        age_s = mount.ttl_s if exists else min(mount.ttl_s, mount.negative_ttl_s)
+        return max(changed_s, self._clock.now() - age_s)
+
+    def _fallback(self, located: Located) -> ObjectRecord | None:
+        """Return what may be served, marked stale, while the origin does not answer."""
+        record = self._index.get_object(located.digest)
+        if record is None:
+            return self._known_by_listing(located)
+        return record if may_serve_stale(located.mount, record.kind) else None
+
+    def _known_by_listing(self, located: Located) -> ObjectRecord | None:
+        """Return the record of a name that is known by listings alone: the directory's own, or
+        the one above."""
+        for recursive in (False, True):
+            part = self._known_part(located, recursive)
+            if part is not None and part.entries:
+                record = self._new_record(located, Kind.DIRECTORY, None, part.validated_s)
+                return msgspec.structs.replace(record, boot=part.boot)
+        above, _, base = located.key.rpartition("/")
+        name = ListingName(located.origin.url, f"{above}/" if above else "", False)
+        for part in stored(self._index, name):
+            for entry in part.entries:
+                if entry.name == base and part.validated_s > -inf:
+                    info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+                    record = self._new_record(located, entry.kind, info, part.validated_s)
+                    record = msgspec.structs.replace(record, boot=part.boot)
+                    self._index.put_object(located.digest, record)
+                    return record
+        return None
+
+    def _found(self, record: ObjectRecord, fresh_until_s: float, *, stale: bool = False) -> Found:
+        # A time of another boot says nothing about age.
+        if record.boot != self._clock.boot_id:
+            record = msgspec.structs.replace(record, validated_s=-inf)
+        return found(record, fresh_until_s, stale=stale)
 
     def _fresh_until(self, located: Located, record: ObjectRecord) -> float:
         return fresh_until_s(
@@ -137,6 +152,10 @@ class Names:
             same_boot=record.boot == self._clock.boot_id,
         )
 
+    async def stop(self) -> None:
+        """End the requests that nobody waits for any more."""
+        await self._flights.stop()
+
     async def _ask(self, located: Located) -> ObjectRecord:
         sent_s = self._clock.now()
         kind, info = await self._identify(located)
@@ -145,11 +164,17 @@ class Names:
         return record
 
     async def _keep(self) -> bool:
-        """Make what was learnt durable; False where the device refuses, which costs only speed."""
+        """Make what was learnt durable, then tell the clients of versions that were replaced;
+        False where the device refuses, which costs only speed."""
+        moved, self._moved = self._moved, False
         try:
             await self._device.durable(self._index.flush())
         except NotCached:
             return False
+        finally:
+            # Earlier, a client could read the old record after the move and keep it.
+            if moved:
+                self._state.bump_epoch()
         return True
 
     async def _identify(self, located: Located) -> tuple[Kind, ObjectInfo | None]:
@@ -173,10 +198,14 @@ class Names:
     def learn(
         self, located: Located, kind: Kind, info: ObjectInfo | None, sent_s: float
     ) -> ObjectRecord:
-        """Put what the origin said at ``sent_s``. A version that differs drops the old bytes."""
+        """Put what the origin said at ``sent_s``. A version that differs drops the old bytes, but
+        where the mount is immutable and the name is bound already."""
         known = self._index.get_object(located.digest)
+        if sent_s <= self._changed_s.get(located.digest, -inf):
+            # Asked before a change of our own: true for whoever asked, not to be kept.
+            return known or _forgotten(self._new_record(located, kind, info, sent_s))
         if known is not None and known.validated_s > sent_s and known.boot == self._clock.boot_id:
-            return known  # a later answer, or our own write, was faster
+            return known  # a later answer was faster
         same = known is not None and info is not None and known.kind is kind
         if known is not None and same and info is not None and known.token == info.token:
             record = msgspec.structs.replace(
@@ -185,13 +214,54 @@ class Names:
                 boot=self._clock.boot_id,
                 mtime_s=info.mtime_s or known.mtime_s,
             )
-        else:
-            if known is not None and known.kind is Kind.FILE:
-                self._contents.drop_object(known)
-                self._state.bump_epoch()
-            record = self._new_record(located, kind, info, sent_s)
+            self._index.put_object(located.digest, record)
+            return record
+        if known is not None and known.kind is Kind.FILE:
+            bound = located.mount.consistency is Consistency.IMMUTABLE
+            if bound and known.validated_s > -inf:
+                return known
+        return self._replace(located, kind, info, sent_s)
+
+    def _replace(
+        self, located: Located, kind: Kind, info: ObjectInfo | None, sent_s: float
+    ) -> ObjectRecord:
+        known = self._index.get_object(located.digest)
+        if known is not None and known.kind is Kind.FILE:
+            self._contents.drop_object(known)
+            self._moved = True
+        record = self._new_record(located, kind, info, sent_s)
         self._index.put_object(located.digest, record)
         return record
+
+    def changed_here(
+        self, located: Located, kind: Kind, info: ObjectInfo | None, sent_s: float
+    ) -> ObjectRecord:
+        """Put the outcome of this node's own write or removal, which was sent at ``sent_s`` and
+        has just ended; the caller settles it."""
+        self.doubt(located)
+        return self._replace(located, kind, info, sent_s)
+
+    def doubt(self, located: Located) -> None:
+        """Note that this node changed a name, or may have: what was known or asked of it, of the
+        directories above and of their listings before now serves nobody who asks later."""
+        now_s = self._clock.now()
+        self._changed_s.pop(located.digest, None)
+        self._changed_s[located.digest] = now_s
+        if len(self._changed_s) > OWN_CHANGES:
+            del self._changed_s[next(iter(self._changed_s))]
+        self._origin_changed_s[located.origin.url] = now_s
+        for draft in self._drafts:
+            name = draft.name
+            if name.origin == located.origin.url and located.key.startswith(name.prefix):
+                draft.overtaken = True
+        self.forget(located)
+        self.forget_listings(located.origin.url, located.key)
+        self._forget_parents(located)
+
+    async def settle(self) -> None:
+        """Make changes durable, then visible to all clients."""
+        self._moved = True
+        await self._keep()
 
     def _new_record(
         self, located: Located, kind: Kind, info: ObjectInfo | None, sent_s: float
@@ -214,21 +284,41 @@ class Names:
 
         Raises OriginUnavailable where nobody could be asked and none is known.
         """
-        prefix = located.directory_prefix
-        known = self._part(located, prefix, recursive, 0)
+        name = _listing_name(located, recursive)
+        known = part_of(self._index, name, 0)
         if known and not refresh and self._listing_until(located, known) > self._clock.now():
             return Listing(known.validated_s, stale=False)
-        sent_after_now = refresh or located.mount.consistency is Consistency.CLOSE_TO_OPEN
-        try:
-            return await self._flights.do(
-                ("list", located.origin.url, prefix, recursive),
-                lambda: self._ask_listing(located, prefix, recursive),
-                sent_after_now=sent_after_now,
+        since_s = self._origin_changed_s.get(located.origin.url, -inf)
+        if refresh or located.mount.consistency is Consistency.CLOSE_TO_OPEN:
+            since_s = self._clock.now()
+        since_s = max(since_s, self._clock.now() - located.mount.ttl_s)
+
+        def begin() -> asyncio.Task[Listing]:
+            return self._flights.join(
+                name, lambda: self._ask_listing(located, name), since_s=since_s
             )
-        except OriginUnavailable:
-            if not known or not may_serve_stale(located.mount, Kind.DIRECTORY):
-                raise
-            return Listing(known.validated_s, stale=True)
+
+        if not may_serve_stale(located.mount, Kind.DIRECTORY):
+            return await asyncio.shield(begin())
+        answered = await self._patience.answer(located.origin, begin)
+        if answered is not None:
+            return answered
+        fallback = self._known_part(located, recursive)
+        if fallback is None:
+            return await asyncio.shield(begin())
+        # One that was inferred must be where the client reads it.
+        kept = await self._keep()
+        parts = () if kept else stored(self._index, name)
+        return Listing(fallback.validated_s, stale=True, parts=parts)
+
+    def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
+        """Return the first part of the last listing known, or of one that follows from what is
+        known of a directory above; never of one that lacks a change of our own."""
+        name = _listing_name(located, recursive)
+        part = part_of(self._index, name, 0)
+        if part is not None and part.validated_s > -inf:
+            return part
+        return infer(self._index, name)
 
     def _listing_until(self, located: Located, part: ListingPart) -> float:
         return listing_fresh_until_s(
@@ -237,97 +327,52 @@ class Names:
             same_boot=part.boot == self._clock.boot_id,
         )
 
-    def _part(
-        self, located: Located, prefix: str, recursive: bool, number: int
-    ) -> ListingPart | None:
-        raw = self._index.get(records.listing_key(located.origin.url, prefix, recursive, number))
-        return None if raw is None else records.decode_listing(raw)
-
-    def _stored(self, located: Located, prefix: str, recursive: bool) -> tuple[ListingPart, ...]:
-        parts: list[ListingPart] = []
-        while not parts or len(parts) < parts[0].parts:
-            part = self._part(located, prefix, recursive, len(parts))
-            if part is None:
-                return ()
-            parts.append(part)
-        return tuple(parts)
-
-    async def _ask_listing(self, located: Located, prefix: str, recursive: bool) -> Listing:
+    async def _ask_listing(self, located: Located, name: ListingName) -> Listing:
         sent_s = self._clock.now()
-        async for _ in self._live(located, prefix, recursive, sent_s):
+        async for _ in self._live(located, name, sent_s):
             pass
         if await self._keep():
             return Listing(sent_s, stale=False)
-        return Listing(sent_s, stale=False, parts=self._stored(located, prefix, recursive))
+        return Listing(sent_s, stale=False, parts=stored(self._index, name))
 
-    async def walk(self, located: Located) -> AsyncIterator[tuple[Entry, ...]]:
-        """Yield everything below a directory in batches, from the index where that is fresh, else
-        while the origin lists it; a listing that ends well is kept."""
-        prefix = located.directory_prefix
-        known = self._part(located, prefix, True, 0)
+    async def walk(self, located: Located) -> AsyncIterator[tuple[float, tuple[Entry, ...]]]:
+        """Yield everything below a directory in batches, each with the time it was true at: from
+        the index where that is fresh, else while the origin lists it; a listing that ends well
+        is kept."""
+        name = _listing_name(located, recursive=True)
+        known = part_of(self._index, name, 0)
         if known and self._listing_until(located, known) > self._clock.now():
-            stored = self._stored(located, prefix, True)
-            for part in stored:
-                yield part.entries
-            if stored:
+            parts = stored(self._index, name)
+            for part in parts:
+                yield known.validated_s, part.entries
+            if parts:
                 return
-        async for entries in self._live(located, prefix, True, self._clock.now()):
-            yield entries
+        sent_s = self._clock.now()
+        async for entries in self._live(located, name, sent_s):
+            yield sent_s, entries
         await self._keep()
 
     async def _live(
-        self, located: Located, prefix: str, recursive: bool, sent_s: float
+        self, located: Located, name: ListingName, sent_s: float
     ) -> AsyncIterator[tuple[Entry, ...]]:
-        """List at the origin. Parts go to the index as they fill up; the first, without which the
-        others are not found, goes last: so no listing is ever kept that did not end."""
-        first: tuple[Entry, ...] | None = None
-        parts, listed = 0, 0
-        waiting: list[Entry] = []
-
-        def part(number: int, count: int, entries: tuple[Entry, ...]) -> None:
-            key = records.listing_key(located.origin.url, prefix, recursive, number)
-            self._index.put(
-                key,
-                records.encode(
-                    ListingPart(
-                        origin=located.origin.url,
-                        prefix=prefix,
-                        recursive=recursive,
-                        parts=count,
-                        validated_s=sent_s,
-                        boot=self._clock.boot_id,
-                        entries=entries,
-                    )
-                ),
-            )
-
-        part_zero = records.listing_key(located.origin.url, prefix, recursive, 0)
-        self._index.put(part_zero, None)
-        async for page in located.origin.list(prefix, recursive=recursive):
-            entries = self._entries(page, prefix)
-            listed += len(entries)
-            if listed <= SEED_ENTRIES:
-                for info in page.objects:
-                    if info.size_bytes or not info.key.endswith("/"):
-                        sibling = self._mounts.sibling(located, info.key)
-                        self.learn(sibling, Kind.FILE, info, sent_s)
-            waiting += entries
-            while len(waiting) >= records.PART_ENTRIES:
-                full = tuple(waiting[: records.PART_ENTRIES])
-                del waiting[: records.PART_ENTRIES]
-                if first is None:
-                    first = full
-                else:
-                    part(parts, 0, full)
-                parts += 1
-            yield tuple(entries)
-        if waiting or first is None:
-            if first is None:
-                first = tuple(waiting)
-            else:
-                part(parts, 0, tuple(waiting))
-            parts += 1
-        part(0, parts, first)
+        """List at the origin, page by page. The listing is kept once it has ended well."""
+        draft = Draft(self._index, name, validated_s=sent_s, boot=self._clock.boot_id)
+        listed = 0
+        self._drafts.add(draft)
+        try:
+            async for page in located.origin.list(name.prefix, recursive=name.recursive):
+                entries = self._entries(page, name.prefix)
+                listed += len(entries)
+                if listed <= SEED_ENTRIES:
+                    for info in page.objects:
+                        if info.size_bytes or not info.key.endswith("/"):
+                            sibling = self._mounts.sibling(located, info.key)
+                            self.learn(sibling, Kind.FILE, info, sent_s)
+                draft.add(entries)
+                yield tuple(entries)
+            draft.publish()
+        finally:
+            self._drafts.discard(draft)
 
     def _entries(self, page: ListPage, prefix: str) -> list[Entry]:
         entries = [
@@ -357,7 +402,7 @@ class Names:
             if not prefix:
                 return
 
-    def forget_parents(self, located: Located) -> None:
+    def _forget_parents(self, located: Located) -> None:
         """Forget what is known of the directories above: with this key they came to be, or
         vanished."""
         key = located.key.rstrip("/")
@@ -376,7 +421,7 @@ class Names:
         if record.kind is not Kind.FILE:
             self._index.put(records.object_key(located.digest), None)
             return
-        self._index.put_object(located.digest, msgspec.structs.replace(record, boot=""))
+        self._index.put_object(located.digest, _forgotten(record))
 
     def evict(self, located: Located) -> int:
         """Drop the bytes of this name; the name stays known."""
@@ -386,6 +431,15 @@ class Names:
         dropped = self._contents.drop_object(record)
         self._index.put_object(located.digest, without_data(record))
         return dropped
+
+
+def _listing_name(located: Located, recursive: bool) -> ListingName:
+    return ListingName(located.origin.url, located.directory_prefix, recursive)
+
+
+def _forgotten(record: ObjectRecord) -> ObjectRecord:
+    """Return the record as one confirmed by nobody, ever: an immutable binding too is asked for."""
+    return msgspec.structs.replace(record, boot="", validated_s=-inf)
 
 
 def found(record: ObjectRecord, fresh_until: float, *, stale: bool = False) -> Found:

@@ -8,9 +8,11 @@ the origin has it whole; until then nobody sees anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -22,7 +24,13 @@ from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
 from tiercache.agent.space import ExtentState
-from tiercache.errors import AccessDenied, CacheFull, NotFound, TiercacheError
+from tiercache.errors import (
+    AccessDenied,
+    CacheFull,
+    NotFound,
+    OriginUnavailable,
+    TiercacheError,
+)
 from tiercache.model import PAGE_BYTES, Kind, ObjectInfo
 from tiercache.policy import pages
 from tiercache.ports import (
@@ -37,6 +45,8 @@ from tiercache.records import ObjectRecord
 SINGLE_PUT_BYTES = 8 << 20
 # Parts queued between client and upload; with the part in flight this bounds a writer's memory.
 QUEUED_PARTS = 2
+# How long an aborted upload may take to remove its parts at the origin: one request's time-out.
+ABORT_S = 30.0
 
 
 @dataclass(slots=True)
@@ -83,6 +93,7 @@ class Writes:
         self._clock = plane.clock
         self._executor = plane.executor
         self._open: dict[int, Write] = {}
+        self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._next = 1
 
     def begin(self, located: Located, mode: str, token: str) -> int:
@@ -141,10 +152,13 @@ class Writes:
 
     async def _parts(self, write: Write) -> AsyncIterator[bytes]:
         assert write.queue is not None
-        while (part := await write.queue.get()) is not None:
+        while True:
+            part = await write.queue.get()
+            if write.aborted:
+                raise TiercacheError("the write was aborted", path=write.located.path)
+            if part is None:
+                return
             yield part
-        if write.aborted:
-            raise TiercacheError("the write was aborted", path=write.located.path)
 
     async def _feed(self, write: Write, data: bytes | None) -> None:
         """Hand a part to the upload; where the upload has failed, raise its error instead."""
@@ -159,24 +173,28 @@ class Writes:
             await self._copy(write, write.copy, data, last=False)
 
     async def finish(self, number: int) -> ObjectRecord:
-        """Complete the object at its origin, then on the node; returns its record."""
+        """Complete the object at its origin, then on the node; returns its record.
+
+        Writers of one name take turns, so that the last to return is the version that stands.
+        """
         write = self._write(number)
-        sent = self._clock.now()
         try:
-            info = await self._complete(write)
-        except BaseException:
-            self._discard(write)
+            async with self._turn(write.located):
+                sent_s = self._clock.now()
+                info = await self._complete(write)
+                record = await self._publish(write, info, sent_s)
+        except TiercacheError:
+            # A conflict says that what we know is old; a lost answer, that it may be.
+            self._names.doubt(write.located)
+            await self._names.settle()
             raise
         finally:
             self._open.pop(number, None)
-        record = self._learn(write, info, sent)
-        record = await self._cache(write, record)
-        self._state.bump_epoch()
-        try:
-            await self._device.durable(self._index.flush())
-        except NotCached:
-            pass  # noted by the device; the object is safe at its origin
+            self._discard(write)
         return record
+
+    def _turn(self, located: Located) -> asyncio.Lock:
+        return self._turns.setdefault(located.digest, asyncio.Lock())
 
     async def _complete(self, write: Write) -> ObjectInfo:
         located = write.located
@@ -191,38 +209,25 @@ class Writes:
                 write_id=write.write_id,
             )
 
-    def _learn(self, write: Write, info: ObjectInfo, sent_s: float) -> ObjectRecord:
+    async def _publish(self, write: Write, info: ObjectInfo, sent_s: float) -> ObjectRecord:
+        """Put name and bytes where the next read finds them; a device that refuses the bytes
+        costs only speed."""
+        small = self._space.placement.is_small(write.total_bytes)
+        if write.copy is None and not small:
+            write.copy = CacheCopy(self._space.next_id())
+            await self._copy(write, write.copy, bytes(write.head), last=True)
+        elif write.copy is not None and not write.copy.failed:
+            await self._copy(write, write.copy, b"", last=True)
         info = msgspec.structs.replace(info, size_bytes=write.total_bytes)
-        self._names.forget_listings(write.located.origin.url, write.located.key)
-        self._names.forget_parents(write.located)
-        known = self._index.get_object(write.located.digest)
-        if known is not None and known.data_id:
-            # The same bytes written again keep their token; their new copy replaces the old.
-            self._contents.drop_object(known)
-            self._index.put(records.object_key(write.located.digest), None)
-        return self._names.learn(write.located, Kind.FILE, info, max(sent_s, self._clock.now()))
-
-    async def _cache(self, write: Write, record: ObjectRecord) -> ObjectRecord:
-        """Put the bytes where the next read finds them; a device that refuses costs only speed."""
-        digest = write.located.digest
-        try:
-            if write.copy is not None:
-                if not write.copy.failed:
-                    await self._copy(write, write.copy, b"", last=True)
-                if not write.copy.failed:
-                    return self._adopt(write, write.copy, record)
-                self._discard(write)
-            elif record.size_bytes and self._space.placement.is_small(record.size_bytes):
-                await self._filler.store_small(digest, record, bytes(write.head))
-            elif record.size_bytes:
-                copy = write.copy = CacheCopy(self._space.next_id())
-                await self._copy(write, copy, bytes(write.head), last=True)
-                if not copy.failed:
-                    return self._adopt(write, copy, record)
-                self._discard(write)
-        except NotCached:
-            self._discard(write)
-        return self._index.get_object(digest) or record
+        record = self._names.changed_here(write.located, Kind.FILE, info, sent_s)
+        if write.copy is not None:
+            if not write.copy.failed:
+                record = self._adopt(write, write.copy, record)
+        elif record.size_bytes:
+            with contextlib.suppress(NotCached, TiercacheError):
+                await self._filler.store_small(write.located.digest, record, bytes(write.head))
+        await self._names.settle()
+        return self._index.get_object(write.located.digest) or record
 
     # -- the copy on the device -------------------------------------------------------------
 
@@ -305,9 +310,13 @@ class Writes:
         if write is None:
             return
         write.aborted = True
-        if write.upload is not None:
-            write.upload.cancel()
-            await asyncio.gather(write.upload, return_exceptions=True)
+        if write.upload is not None and write.queue is not None:
+            # An upload that hears of it takes its parts back; one that does not is cut off.
+            last_word = asyncio.create_task(write.queue.put(None))
+            await asyncio.wait({write.upload}, timeout=ABORT_S)
+            for task in (last_word, write.upload):
+                task.cancel()
+            await asyncio.gather(last_word, write.upload, return_exceptions=True)
         self._discard(write)
 
     async def stop(self) -> None:
@@ -326,24 +335,35 @@ class Writes:
 
     async def remove_known(self, located: Located) -> None:
         """Remove an object that a listing has just named."""
-        await located.origin.delete(located.key)
-        self._names.learn(located, Kind.ABSENT, None, self._clock.now())
-        self._names.forget_listings(located.origin.url, located.key)
-        self._names.forget_parents(located)
-        self._state.bump_epoch()
-        await self._index.flush()
+        check_writable(located)
+        async with self._turn(located):
+            sent_s = self._clock.now()
+            try:
+                await located.origin.delete(located.key)
+            except TiercacheError:
+                self._names.doubt(located)
+                await self._names.settle()
+                raise
+            self._names.changed_here(located, Kind.ABSENT, None, sent_s)
+            await self._names.settle()
 
     async def copy(self, source: Located, target: Located) -> None:
         """Copy on the origin's side. Raises Unsupported between two origins (the client streams
         those)."""
         check_writable(target)
-        await source.origin.copy(source.key, target.key)
-        self._names.forget_listings(target.origin.url, target.key)
-        self._names.forget_parents(target)
-        self._names.forget(target)
-        await self._names.lookup(target, revalidate=True)
-        self._state.bump_epoch()
-        await self._index.flush()
+        async with self._turn(target):
+            try:
+                await source.origin.copy(source.key, target.key)
+            except TiercacheError:
+                self._names.doubt(target)
+                await self._names.settle()
+                raise
+            # What is there now is for the next look-up to say; the old is no fallback for it.
+            self._names.changed_here(target, Kind.ABSENT, None, self._clock.now())
+            self._names.forget(target)
+            await self._names.settle()
+        with contextlib.suppress(OriginUnavailable):
+            await self._names.lookup(target)
 
 
 def check_writable(located: Located) -> None:

@@ -18,12 +18,14 @@ def fresh_until_s(
 ) -> float:
     """Return the time until which the knowledge may be used unasked.
 
-    close-to-open has none: an open asks (reads of one handle do not).
+    close-to-open has none: an open asks (reads of one handle do not). ``validated_s`` is -inf where
+    the knowledge was called into doubt (``invalidate``, a write of unknown outcome): then even an
+    immutable binding is asked for once.
     """
     if kind is Kind.FILE:
         match mount.consistency:
             case Consistency.IMMUTABLE:
-                return inf
+                return inf if validated_s > -inf else -inf
             case Consistency.CLOSE_TO_OPEN:
                 return -inf
             case Consistency.EVENTUAL:

@@ -1,0 +1,132 @@
+"""One request for all who ask the same, and how long to wait for one where there is a fallback.
+
+Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from tiercache.clock import Clock
+from tiercache.errors import OriginUnavailable
+from tiercache.ports import Origin
+
+# How long a look-up that may be served stale waits for an origin that answers nobody: longer
+# than a HEAD around the world takes (0.3–0.5 s with its handshakes), short for a reader.
+PATIENCE_S = 1.0
+
+T = TypeVar("T")
+
+
+class SingleFlight:
+    """One running call a key; everybody who may share it gets its outcome.
+
+    Whoever needs an answer no older than ``since_s`` and finds a call that was begun earlier
+    waits for its end and shares the next one with all who came since.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._running: dict[object, tuple[asyncio.Task[Any], float]] = {}
+        self._next: dict[object, asyncio.Task[Any]] = {}
+
+    def join(
+        self, key: object, work: Callable[[], Coroutine[Any, Any, T]], *, since_s: float
+    ) -> asyncio.Task[T]:
+        """Return the call. Shield it: it is not the caller's to cancel."""
+        running = self._running.get(key)
+        if running is None:
+            return self._begin(key, work)
+        if running[1] >= since_s:
+            return running[0]
+        task = self._next.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._after(key, work))
+            task.add_done_callback(retrieve)
+            self._next[key] = task
+        return task
+
+    def _begin(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work())
+        self._running[key] = task, self._clock.now()
+        task.add_done_callback(lambda ended: self._ended(key, ended))
+        return task
+
+    def _ended(self, key: object, task: asyncio.Task[Any]) -> None:
+        running = self._running.get(key)
+        if running is not None and running[0] is task:
+            del self._running[key]
+        retrieve(task)
+
+    async def stop(self) -> None:
+        """Cancel all calls and wait for them to end."""
+        tasks = [*self._next.values(), *(task for task, _ in self._running.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _after(self, key: object, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        while key in self._running:
+            await asyncio.wait({self._running[key][0]})
+        self._next.pop(key, None)
+        return await asyncio.shield(self._begin(key, work))
+
+
+def retrieve(task: asyncio.Task[Any]) -> None:
+    """Look at a task's error, so that one nobody waits for any more is not reported as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+class Patience:
+    """Which origins are silent, by what waiting for them has shown.
+
+    An origin is silent from the moment a request to it found no answer in time until it answers
+    anybody again. While it is, nobody with a fallback waits, and one request at a time probes it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._silent_at_s: dict[str, float] = {}
+        self._probes: dict[str, asyncio.Task[Any]] = {}
+
+    def is_silent(self, origin: Origin) -> bool:
+        return self._silent_at_s.get(origin.url, 0.0) > answered_s(origin)
+
+    async def answer(self, origin: Origin, begin: Callable[[], asyncio.Task[T]]) -> T | None:
+        """Begin a request and return its outcome; None where its origin does not answer. The
+        request goes on in that case. Raises what else it raised."""
+        if self.is_silent(origin):
+            probe = self._probes.get(origin.url)
+            if probe is not None and not probe.done():
+                return None
+            task = self._probes[origin.url] = begin()
+            # A refused connection and an open breaker answer at once; nothing else is waited for.
+            await asyncio.wait({task}, timeout=0)
+        else:
+            task = begin()
+            await self._wait(origin, task)
+        if not task.done():
+            return None
+        try:
+            return task.result()
+        except OriginUnavailable:
+            self._silent_at_s[origin.url] = self._clock.now()
+            return None
+
+    async def _wait(self, origin: Origin, task: asyncio.Task[Any]) -> None:
+        """Wait while the origin answers anybody at all: a busy one is not a silent one."""
+        asked_s = self._clock.now()
+        while not task.done():
+            left_s = max(asked_s, answered_s(origin)) + PATIENCE_S - self._clock.now()
+            if left_s <= 0:
+                self._silent_at_s[origin.url] = self._clock.now()
+                return
+            await asyncio.wait({task}, timeout=left_s)
+
+
+def answered_s(origin: Origin) -> float:
+    """Return when the origin's server last answered, where its wrapper knows."""
+    return float(getattr(origin, "answered_s", 0.0))
