@@ -56,6 +56,8 @@ _THREADS = 16
 _READ_ATTEMPTS = 3  # of an object without a token that changes while it is read
 # Filesystems that keep mode="create" atomically.
 _CREATES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "memory"})
+# adlfs can be closed only from another loop than the one it runs on.
+_THREADED = frozenset({"az", "abfs", "abfss"})
 _CHECKSUMS = ("generation", "ETag", "etag", "e_tag", "md5Hash", "md5", "sha256", "checksum")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
@@ -66,12 +68,14 @@ class FsspecOrigin:
     Each request is bounded by the profile's ``request_timeout_s``."""
 
     def __init__(self, url: OriginUrl, profile: ProfileSettings, *, identity: str) -> None:
+        _refuse_ignored(url.scheme, profile)
         # Constant after construction
         self._url = identity
         self._profile = profile
         self._protocol = url.scheme
         self._class: Any = _filesystem_class(url.scheme)
         self._root: str = self._class._strip_protocol(f"{url.scheme}://{url.bucket}")
+        self._is_native = self._class.async_impl and url.scheme not in _THREADED
         self._capabilities = OriginCapabilities(
             conditional_get=False,
             conditional_put=url.scheme in _CREATES,
@@ -248,7 +252,8 @@ class FsspecOrigin:
         if self._opening is not None:
             filesystem = await self._opening
             self._opening = None
-            await _close_sessions(filesystem)
+            if self._is_native:
+                await _close_sessions(filesystem)
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -284,7 +289,7 @@ class FsspecOrigin:
         try:
             filesystem = await self._filesystem()
             async with asyncio.timeout(limit_s):
-                if filesystem.async_impl:
+                if self._is_native:
                     return await getattr(filesystem, f"_{method}")(*args, **extra)
                 return await self._in_thread(lambda: getattr(filesystem, method)(*args, **extra))
         except TimeoutError as error:
@@ -311,17 +316,16 @@ class FsspecOrigin:
             raise
 
     async def _open(self) -> Any:
-        options = _options(self._protocol, self._profile)
-        if not self._class.async_impl:
-            return self._class(**options)
+        # Neither an instance nor a listing may be one that somebody else filled.
+        options = {
+            "skip_instance_cache": True,
+            "use_listings_cache": False,
+            **_options(self._protocol, self._profile),
+        }
+        if not self._is_native:
+            return await self._in_thread(lambda: self._class(**options))
         loop = asyncio.get_running_loop()
-        filesystem = self._class(
-            asynchronous=True,
-            loop=loop,
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            **options,
-        )
+        filesystem = self._class(asynchronous=True, loop=loop, **options)
         if hasattr(filesystem, "set_session"):
             filesystem.retries = 1  # s3fs: retries are ours
             await filesystem.set_session()
@@ -340,6 +344,26 @@ def _filesystem_class(protocol: str) -> Any:
         ) from error
     except ValueError as error:
         raise ConfigError(f"unknown origin scheme {protocol}://") from error
+
+
+def _refuse_ignored(protocol: str, profile: ProfileSettings) -> None:
+    """Raise ConfigError for what the profile says and this filesystem would not hear."""
+    heard = {
+        "s3": {"endpoint", "anonymous", "credentials_profile"},
+        "gs": {"endpoint", "anonymous"},
+        "az": {"anonymous"},
+    }.get(protocol, set())
+    for name in ("endpoint", "anonymous", "credentials_profile"):
+        if getattr(profile, name) and name not in heard:
+            hint = (
+                "adlfs takes it from AZURE_STORAGE_CONNECTION_STRING"
+                if (protocol, name) == ("az", "endpoint")
+                else "say it in options, in the filesystem's own words"
+            )
+            raise ConfigError(
+                f"profile {profile.name}: {name} means nothing to the {protocol} filesystem",
+                remedy=hint,
+            )
 
 
 def _options(protocol: str, profile: ProfileSettings) -> dict[str, Any]:
@@ -377,8 +401,8 @@ def _options(protocol: str, profile: ProfileSettings) -> dict[str, Any]:
 
 
 async def _close_sessions(filesystem: Any) -> None:
-    """Close the connections of s3fs, gcsfs and adlfs, which else complain at exit."""
-    for name in ("_s3", "_session", "service_client"):
+    """Close the connections of s3fs and gcsfs, which else complain at exit."""
+    for name in ("_s3", "_session"):
         client = getattr(filesystem, name, None)
         if client is not None and hasattr(client, "close"):
             closing = client.close()
