@@ -29,9 +29,12 @@ EXTENT_OVERHEAD_BYTES = 8192
 # superblock, lock, log and the shared mapping.
 FIXED_OVERHEAD_BYTES = 2 * MIB
 # Clients let go of evicted extents when the epoch moves: at once when they read, else when their
-# janitor looks (every 0.5 s). Waiting longer than this means that somebody really holds on.
+# janitor looks (every 0.1 s). Waiting longer than this means that somebody really holds on.
 HELD_WAIT_S = 3.0
 HELD_POLL_S = 0.02
+# While readers let go of less than this share of the capacity, another extent is evicted rather
+# than waited for: a full cache then turns over in 64 janitor rounds (6 s) whatever is held.
+COMING_SHARE = 64
 # Small files need inodes; leave the file system some for others.
 MIN_FREE_INODES = 1000
 
@@ -134,6 +137,8 @@ class Space:
         self._slots = Slots(state.slots_count)
         self._next_id = 1
         self._reclaiming = asyncio.Lock()
+        # When extents were discarded that may be held by readers, in seconds of the loop's clock.
+        self._forgotten_s: dict[int, float] = {}
         self.evicted_extents = 0
         self.evicted_bytes = 0
         # Set by the engine: how the contents of an extent leave the index.
@@ -272,19 +277,22 @@ class Space:
         """Make progress towards ``count`` free bytes; return False where none is possible."""
         if self.reap():
             return True
-        held = sum(self._extents.discarded().values())
-        if held < count:
+        coming = self._coming_bytes()
+        if coming < max(count, self.capacity_bytes // COMING_SHARE):
             if await self._evict_one():
                 return True
-        if not held:
+        if not coming:
             return False
-        waited = 0.0
-        while waited < HELD_WAIT_S:
-            await asyncio.sleep(HELD_POLL_S)
-            waited += HELD_POLL_S
-            if self.reap():
-                return True
-        return False
+        await asyncio.sleep(HELD_POLL_S)
+        return True
+
+    def _coming_bytes(self) -> int:
+        """Return the bytes of evicted extents that their readers have yet to let go of. What is
+        held for longer than HELD_WAIT_S is not waited for: others are evicted in its place."""
+        since = asyncio.get_running_loop().time() - HELD_WAIT_S
+        held = self._extents.discarded()
+        self._forgotten_s = {i: at for i, at in self._forgotten_s.items() if i in held}
+        return sum(held[i] for i, at in self._forgotten_s.items() if at > since)
 
     async def _evict_one(self) -> bool:
         """Evict the next victim that agrees to go; False where none does in two rounds."""
@@ -329,6 +337,7 @@ class Space:
         self._sieve.remove(state.id)
         self._slots.give(state.slot, state.slots)
         self._state.bump_epoch()
+        self._forgotten_s[state.id] = asyncio.get_running_loop().time()
         self._extents.discard(state.id)
         self.reap()
 
