@@ -31,7 +31,7 @@ FIXED_OVERHEAD_BYTES = 2 * MIB
 # Clients let go of evicted extents when the epoch moves: at once when they read, else when their
 # janitor looks (every 0.1 s). Waiting longer than this means that somebody really holds on.
 HELD_WAIT_S = 3.0
-HELD_POLL_S = 0.02
+HELD_POLL_S = 0.005
 # While readers let go of less than this share of the capacity, another extent is evicted rather
 # than waited for: a full cache then turns over in 64 janitor rounds (6 s) whatever is held.
 COMING_SHARE = 64
@@ -137,6 +137,8 @@ class Space:
         self._slots = Slots(state.slots_count)
         self._next_id = 1
         self._reclaiming = asyncio.Lock()
+        # Of all reservations that wait for room, so that they wait together.
+        self._wanted_bytes = 0
         # When extents were discarded that may be held by readers, in seconds of the loop's clock.
         self._forgotten_s: dict[int, float] = {}
         self.evicted_extents = 0
@@ -203,13 +205,17 @@ class Space:
             return
         if use_headroom:
             raise CacheFull("the headroom of the cache is used up")
-        async with self._reclaiming:
-            while not self._try_reserve(count, use_headroom):
-                if not await self._reclaim(count):
-                    raise CacheFull(
-                        f"no room for {count} bytes in a cache of {self.capacity_bytes}",
-                        remedy="unpin something, close unused handles, or raise cache.capacity",
-                    )
+        self._wanted_bytes += count
+        try:
+            async with self._reclaiming:
+                while not self._try_reserve(count, use_headroom):
+                    if not await self._reclaim():
+                        raise CacheFull(
+                            f"no room for {count} bytes in a cache of {self.capacity_bytes}",
+                            remedy="unpin something, close unused handles, or raise cache.capacity",
+                        )
+        finally:
+            self._wanted_bytes -= count
 
     def _try_reserve(self, count: int, use_headroom: bool) -> bool:
         headroom = 0 if use_headroom else self.headroom_bytes
@@ -273,12 +279,12 @@ class Space:
 
     # -- taking back ------------------------------------------------------------------------
 
-    async def _reclaim(self, count: int) -> bool:
-        """Make progress towards ``count`` free bytes; return False where none is possible."""
+    async def _reclaim(self) -> bool:
+        """Make progress towards what is wanted; return False where none is possible."""
         if self.reap():
             return True
         coming = self._coming_bytes()
-        if coming < max(count, self.capacity_bytes // COMING_SHARE):
+        if coming < max(self._wanted_bytes, self.capacity_bytes // COMING_SHARE):
             if await self._evict_one():
                 return True
         if not coming:

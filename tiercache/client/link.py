@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 15.0
 # An agent that announced itself listens; one that gives way to another may wait for its end.
 RESTART_S = 0.3
 POLL_S = 0.005
+# A fill that waits for room may wait for extents that this very process holds open.
+MEANWHILE_S = 0.01
 
 R = TypeVar("R", bound=wire.Response)
 
@@ -117,8 +120,11 @@ class Link:
         """Make sure that an agent serves."""
         self._idle.append(self._take())
 
-    def request(self, message: wire.Request, kind: type[R]) -> R:
-        """Send one request and return its answer, which is of ``kind``.
+    def request(
+        self, message: wire.Request, kind: type[R], *, meanwhile: Callable[[], None] | None = None
+    ) -> R:
+        """Send one request and return its answer, which is of ``kind``. ``meanwhile`` is called
+        every MEANWHILE_S for as long as that takes.
 
         Raises the agent's error; AgentUnavailable where the agent dies and a repetition could do
         the thing twice, or where no agent can be started.
@@ -129,6 +135,8 @@ class Link:
             self._busy.add(sock)
             try:
                 sock.sendall(frame)
+                if meanwhile is not None:
+                    _wait_with(sock, meanwhile)
                 answer = receive(sock)
             except TimeoutError as error:
                 sock.close()
@@ -205,6 +213,15 @@ def connect(sock: socket.socket, path: str) -> None:
         sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
     finally:
         os.close(folder)
+
+
+def _wait_with(sock: socket.socket, meanwhile: Callable[[], None]) -> None:
+    """Return when an answer begins to arrive, or after ANSWER_TIMEOUT_S."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while not poll.poll(MEANWHILE_S * 1000) and time.monotonic() < deadline:
+        meanwhile()
 
 
 def receive(sock: socket.socket) -> wire.Response:

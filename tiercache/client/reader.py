@@ -144,7 +144,11 @@ class Reader:
         missing = [item for item in items if not self.is_hit(*item)]
         failures: dict[tuple[str, int, int | None], TiercacheError] = {}
         if len(missing) > 1:
-            answer = self._link.request(wire.FillMany(tuple(missing)), wire.FilledMany)
+            answer = self._link.request(
+                wire.FillMany(tuple(missing)),
+                wire.FilledMany,
+                meanwhile=self._handles.drop_evicted,
+            )
             for item, outcome in zip(missing, answer.data, strict=True):
                 if outcome is not None:
                     failures[item] = wire.error_of(outcome)
@@ -374,7 +378,7 @@ class Reader:
                 ahead = (end, min(wanted - end, 64 << 20))
             spans = _spans(missing, start, end)
             fill = wire.Fill(entry.path, entry.record.token, spans, ahead)
-            answer = self._link.request(fill, wire.Filled)
+            answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
                 return entry, self._assemble(entry, (start, end), spans, answer.data)
             entry.epoch = UNCHECKED
