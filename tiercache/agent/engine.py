@@ -20,7 +20,7 @@ from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.jobs import Jobs
-from tiercache.agent.mounts import Located, Mounts, OpenOrigin
+from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
 from tiercache.agent.writes import Writes, check_writable
@@ -57,6 +57,7 @@ class Parts:
     extents: ExtentStore
     state: SharedState
     open_origin: OpenOrigin
+    probe_writes: ProbeWrites
     clock: Clock
 
 
@@ -84,7 +85,9 @@ class Engine:
         self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
         self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
         self.memory, self.device = plane.memory, plane.device
-        self.mounts = Mounts(settings.mounts, settings.profiles, parts.open_origin)
+        self.mounts = Mounts(
+            settings.mounts, settings.profiles, parts.open_origin, parts.probe_writes
+        )
         self.names = Names(plane, self.mounts)
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
@@ -166,9 +169,9 @@ class Engine:
     async def fill(self, request: wire.Fill) -> wire.Filled:
         target = self.target(self.mounts.locate(request.path), request.token)
         try:
-            waiting = self.filler.ensure(target, request.spans)
+            waits = self.filler.begin(target, request.spans)  # what is waited for goes first
             self._read_ahead(target, request.ahead)
-            await waiting
+            await self.filler.finish(waits)
         except NotCached:
             # One frame holds one run: what is more is asked for with ReadThrough.
             offset, length = request.spans[0]

@@ -103,10 +103,15 @@ class Index:
     def size_bytes(self) -> int:
         return self._store.size_bytes()
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether nothing was put since the last commit, and none is running."""
+        return not self._pending and self._task is None
+
     async def flush(self) -> None:
         """Return when all puts so far are durable. Raises what the commit raised; the writes stay
         pending then, visible to the agent, and go with the next commit."""
-        if not self._pending and self._task is None:
+        if self.is_durable:
             return
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_future()

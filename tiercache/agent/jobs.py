@@ -331,8 +331,8 @@ class Jobs:
             mount=located.mount.path,
         )
         if self._small(entry):
-            await self._filler.ensure(target, [(0, entry.size_bytes)])
+            await self._filler.ensure(target, [(0, entry.size_bytes)], durable=False)
             return
         for start in range(0, entry.size_bytes, WINDOW_BYTES):
             async with self._large:
-                await self._filler.ensure(target, [(start, WINDOW_BYTES)])
+                await self._filler.ensure(target, [(start, WINDOW_BYTES)], durable=False)
