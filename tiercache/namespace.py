@@ -22,11 +22,13 @@ from tiercache.client.resolver import Name
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Entry, FileExtent, Kind, Stat
-from tiercache.policy.freshness import fresh_until_s, listing_fresh_until_s
+from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
 from tiercache.settings import MountSettings, Settings
 
 COPY_BYTES = 8 << 20
+# A listing is in the index when the agent answers; one that is gone again is asked for anew.
+LISTING_ROUNDS = 8
 
 # The class has a method of the name ``list``.
 _Parts = list[records.ListingPart]
@@ -234,7 +236,8 @@ class Namespace:
             return None
         if record.kind is Kind.FILE:
             client.reader.entry_unasked(path)
-        return _stat(path, record, now - record.validated_s, False)
+        age = age_s(record.validated_s, now, same_boot=record.boot == client.clock.boot_id)
+        return _stat(path, record, age, False)
 
     def _stat_slow(self, path: str) -> Stat:
         indexed = self._stat_indexed(path)
@@ -281,43 +284,52 @@ class Namespace:
         return [merged[key] for key in sorted(merged)]
 
     def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> _Entries:
-        prefix = name.directory_prefix
-        parts = None if refresh else self._stored_listing(name, prefix, recursive, check=True)
-        if parts is None:
+        parts = None if refresh else self._stored_listing(name, recursive, check=True)
+        for _ in range(LISTING_ROUNDS):
+            if parts is not None:
+                break
             request = wire.ListNames(path, recursive, refresh)
             answer = self.client.link.request(request, wire.Listed)
             if answer.inline is not None:
                 parts = msgspec.msgpack.decode(answer.inline, type=_Parts)
             else:
-                parts = self._stored_listing(name, prefix, recursive, check=False)
+                parts = self._stored_listing(name, recursive, check=False)
         if parts is None:
-            raise StaleHandle("the listing changed while it was read", path=path)
+            raise StaleHandle("the directory changes faster than it can be listed", path=path)
         entries: _Entries = []
         for part in parts:
             entries.extend(part.entries)
+        if not recursive:
+            # Objects stand before prefixes there; two sorted runs cost little to merge.
+            entries.sort(key=_by_name)
         return entries
 
-    def _stored_listing(
-        self, name: Name, prefix: str, recursive: bool, *, check: bool
-    ) -> _Parts | None:
+    def _stored_listing(self, name: Name, recursive: bool, *, check: bool) -> _Parts | None:
+        """Return a listing as the index has it, all of it as of one commit."""
         client = self.client
-        parts: _Parts = []
-        while not parts or len(parts) < parts[0].parts:
-            key = records.listing_key(name.origin, prefix, recursive, len(parts))
-            raw = client.index.get(key)
-            if raw is None:
+        prefix = name.directory_prefix
+        first = client.index.get(records.listing_key(name.origin, prefix, recursive, 0))
+        if first is None:
+            return None
+        part = records.decode_listing(first)
+        if check:
+            until = listing_fresh_until_s(
+                name.mount,
+                validated_s=part.validated_s,
+                same_boot=part.boot == client.clock.boot_id,
+            )
+            if until <= client.clock.now():
                 return None
-            part = records.decode_listing(raw)
-            if not parts and check:
-                until = listing_fresh_until_s(
-                    name.mount,
-                    validated_s=part.validated_s,
-                    same_boot=part.boot == client.clock.boot_id,
-                )
-                if until <= client.clock.now():
-                    return None
-            parts.append(part)
-        return parts
+        if part.parts == 1:
+            return [part]
+        keys = [
+            records.listing_key(name.origin, prefix, recursive, number)
+            for number in range(part.parts)
+        ]
+        raws = client.index.get_many(keys)
+        if raws[0] != first or None in raws:
+            return None
+        return [records.decode_listing(raw) for raw in raws if raw is not None]
 
     def _list_file_or_empty(self, path: str) -> _Entries:
         found = self.stat(path)
@@ -446,6 +458,10 @@ class Namespace:
     def shut_down_agent(self) -> None:
         """Ask the agent of this cache directory to leave."""
         self.client.link.request(wire.Shutdown(), wire.Done)
+
+
+def _by_name(entry: Entry) -> tuple[str, Kind]:
+    return entry.name, entry.kind
 
 
 def _begin(path: str, mode: str, if_version: str | None) -> wire.WriteBegin:

@@ -7,9 +7,11 @@ Thread safe; nothing survives a fork (the Namespace makes a new Reader in the ch
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import CLOCK_BOOTTIME, clock_gettime
+from typing import TypeVar
 
 from tiercache import records, wire
 from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
@@ -17,15 +19,9 @@ from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.resolver import Name, Resolver
 from tiercache.client.verify import VERIFY_BYTES, Verifier
-from tiercache.errors import (
-    CacheFull,
-    IsADirectory,
-    NotFound,
-    StaleHandle,
-    TiercacheError,
-)
+from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT, Kind, Stat
-from tiercache.policy.freshness import fresh_until_s
+from tiercache.policy.freshness import age_s, fresh_until_s
 from tiercache.policy.pages import count_pages, has_page, page_count
 from tiercache.ports import ExtentDirectory, MetadataReader, SharedStateView
 from tiercache.records import BITMAP_BYTES, ObjectRecord
@@ -36,6 +32,11 @@ KEPT_ENTRIES = 1 << 16
 # A fill that answers "present" and is evicted before we read it, this often, means that the cache
 # is far too small for its readers; then the bytes are read through.
 ROUNDS = 16
+# A read by path follows a name through this many versions; more, and somebody overwrites it as
+# fast as it is read.
+REPLACED_ROUNDS = 4
+
+T = TypeVar("T")
 
 _pread = os.pread
 
@@ -88,8 +89,11 @@ class Reader:
                 use.hits += 1
                 use.hit_bytes += length
                 return _pread(ext.fd, length, entry.base + offset)
-        entry = self.entry_unasked(path) or self.entry(path)
-        return self.read_entry(entry, offset, length)[1]
+        try:
+            entry = self.entry_unasked(path) or self.entry(path)
+            return self.read_entry(entry, offset, length)[1]
+        except StaleHandle:
+            return self._again(path, lambda entry: self.read_entry(entry, offset, length)[1])
 
     def view(self, path: str, offset: int = 0, length: int | None = None) -> memoryview:
         """Return a read-only view, on the mapping where the bytes lie in one extent, else on a
@@ -114,14 +118,21 @@ class Reader:
         return self._view_slow(path, offset, length)
 
     def _view_slow(self, path: str, offset: int, length: int | None) -> memoryview:
-        entry = self.entry(path)
+        try:
+            return self._view_entry(self.entry(path), offset, length)
+        except StaleHandle:
+            return self._again(path, lambda entry: self._view_entry(entry, offset, length))
+
+    def _view_entry(self, entry: Entry, offset: int, length: int | None) -> memoryview:
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
             return memoryview(b"")
         entry, inline = self._make_readable(entry, start, end)
+        if inline is not None:
+            return memoryview(inline)
         segments = entry.segments_of(start, end)
         ext = segments[0].held.ext if segments else None
-        if inline is None and len(segments) == 1 and ext is not None:
+        if len(segments) == 1 and ext is not None:
             segment = segments[0]
             mapping = segment.held.map = ext.view()
             self._visited[segment.slot] = 1
@@ -131,8 +142,18 @@ class Reader:
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` from ``offset`` on; return how many bytes there were."""
-        entry = self.entry(path)
-        return self.entry_into(entry, offset, memoryview(buffer).cast("B"))[1]
+        view = memoryview(buffer).cast("B")
+        try:
+            return self.entry_into(self.entry(path), offset, view)[1]
+        except StaleHandle:
+            return self._again(path, lambda entry: self.entry_into(entry, offset, view)[1])
+
+    def _again(self, path: str, read: Callable[[Entry], T]) -> T:
+        """Read the version that took the place of one replaced under a read by path."""
+        for _ in range(REPLACED_ROUNDS - 1):
+            with contextlib.suppress(StaleHandle):
+                return read(self._asked(path))
+        return read(self._asked(path))
 
     def read_many(
         self, items: Sequence[tuple[str, int, int | None]], *, on_error: str = "raise"
@@ -184,11 +205,13 @@ class Reader:
         Raises NotFound, IsADirectory, OriginUnavailable.
         """
         known = self.entry_unasked(path)
-        if known is not None:
-            return known
+        return known if known is not None else self._asked(path)
+
+    def _asked(self, path: str) -> Entry:
         located = self._resolver.locate(path)
-        found = self._link.request(wire.Lookup(path), wire.Found)
+        # Before the question: whatever moves after its answer is then seen at the next use.
         epoch = self._words[_EPOCH]
+        found = self._link.request(wire.Lookup(path), wire.Found)
         raw = self._index.get(records.object_key(located.digest)) or b""
         record = records.decode_object(raw) if raw else _told(located, found)
         if record.token != found.token or record.kind is not found.kind:
@@ -500,7 +523,7 @@ class Reader:
             record.size_bytes,
             record.token,
             record.mtime_s,
-            max(0.0, now - record.validated_s),
+            age_s(record.validated_s, now, same_boot=record.boot == self._boot_id),
             entry.stale,
         )
 

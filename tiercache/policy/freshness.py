@@ -54,3 +54,8 @@ def may_serve_stale(mount: MountSettings, kind: Kind) -> bool:
     if mount.consistency is Consistency.CLOSE_TO_OPEN:
         return mount.offline == "stale"
     return True
+
+
+def age_s(validated_s: float, now_s: float, *, same_boot: bool) -> float:
+    """Return how long ago knowledge was confirmed; inf where another boot's clock said when."""
+    return max(0.0, now_s - validated_s) if same_boot else inf
