@@ -26,11 +26,16 @@ from tiercache.errors import AgentUnavailable, NotFound, TiercacheError
 from tiercache.extents.files import ExtentFiles, ExtentReaders
 from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
-from tiercache.ports import Origin
+from tiercache.policy.retry import RetryPolicy
+from tiercache.policy.urls import OriginUrl, endpoint_name
+from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import ProfileSettings, Settings
 
 if TYPE_CHECKING:
     from tiercache.agent.fsck import FsckReport
+
+if TYPE_CHECKING:
+    from tiercache.origins.resilient import Endpoints, ResilientOrigin
 
 log = logging.getLogger("tiercache.agent")
 
@@ -117,13 +122,11 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
 
 
 def with_environment(settings: Settings) -> Settings:
-    """Resolve what the environment adds to profiles, so that agent and clients name origins
-    alike."""
+    """Note in the profiles what the environment adds to them, so that agent and clients name
+    origins alike, or find out that they differ."""
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-    if not account:
-        return settings
     profiles = {
-        name: profile if profile.account else msgspec.structs.replace(profile, account=account)
+        name: msgspec.structs.replace(profile, environment_account=account)
         for name, profile in settings.profiles.items()
     }
     return msgspec.structs.replace(settings, profiles=profiles)
@@ -147,11 +150,12 @@ class Agent:
         from tiercache.agent.engine import Engine, Parts
         from tiercache.agent.metrics import MetricsServer
         from tiercache.agent.server import Server
+        from tiercache.origins.resilient import Endpoints
 
         settings = with_environment(self.settings)
         directory = cache_directory(settings)
         clock = BootClock()
-        endpoints: dict[str, object] = {}
+        endpoints = Endpoints(clock=clock)
         engine = Engine(
             settings,
             Parts(
@@ -159,6 +163,7 @@ class Agent:
                 extents=ExtentFiles(directory.extents),
                 state=SharedStateWriter(directory.state),
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
+                probe_writes=probe_writes,
                 clock=clock,
             ),
         )
@@ -199,29 +204,32 @@ class Agent:
 
 
 def open_wrapped(
-    url: object, profile: ProfileSettings, clock: Clock, endpoints: dict[str, object]
-) -> Origin:
-    """Open an origin with retries, limit and breaker; endpoints are shared by name."""
-    from tiercache.origins.open import open_origin, origin_url
-    from tiercache.origins.resilient import Endpoint, ResilientOrigin
-    from tiercache.policy.retry import RetryPolicy
-    from tiercache.policy.urls import OriginUrl
+    url: OriginUrl, profile: ProfileSettings, clock: Clock, endpoints: Endpoints
+) -> ResilientOrigin:
+    """Open an origin with retries, limit and breaker; origins of one endpoint share the latter."""
+    from tiercache.origins.open import open_origin
+    from tiercache.origins.resilient import ResilientOrigin
 
-    assert isinstance(url, OriginUrl)
-    name = profile.endpoint or f"{origin_url(url).scheme}:{profile.region}:{profile.account}"
-    endpoint = endpoints.get(name)
-    if endpoint is None:
-        endpoint = Endpoint(name, concurrency=profile.concurrency, clock=clock)
-        endpoints[name] = endpoint
-    assert isinstance(endpoint, Endpoint)
-    origin = open_origin(url, profile, clock=clock)
+    name = endpoint_name(url, profile, account=profile.environment_account)
     return ResilientOrigin(
-        origin,
-        endpoint=endpoint,
+        open_origin(url, profile, clock=clock),
+        endpoint=endpoints.of(name, concurrency=profile.concurrency),
         clock=clock,
         policy=RetryPolicy(deadline_s=profile.deadline_s),
         attempt_timeout_s=profile.connect_timeout_s + profile.request_timeout_s,
     )
+
+
+async def probe_writes(origin: Origin, prefix: str) -> OriginCapabilities:
+    """Find out what an origin behind an endpoint of its own honours, by writing one small object
+    below ``prefix`` and removing it; the clouds themselves document theirs."""
+    from tiercache.origins.probe import probe
+    from tiercache.origins.resilient import ResilientOrigin
+
+    assert isinstance(origin, ResilientOrigin)
+    if not origin.has_own_endpoint:
+        return origin.capabilities
+    return await probe(origin.raw, prefix=prefix, probe_writes=True)
 
 
 def fsck(

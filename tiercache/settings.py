@@ -56,6 +56,7 @@ class ProfileSettings(msgspec.Struct, frozen=True, kw_only=True):
     addressing: str = "auto"  # "auto" | "path" | "virtual"
     anonymous: bool = False
     account: str = ""  # Azure storage account
+    environment_account: str = ""  # what the environment names; never configured
     credentials_profile: str = ""  # a profile of ~/.aws, or a gcloud/az configuration
     driver: str = "obstore"
     options: dict[str, str | int | float | bool] = {}

@@ -6,17 +6,18 @@ event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from tiercache import records
 from tiercache.errors import ConfigError, IsADirectory
 from tiercache.policy.mounts import MountTable
 from tiercache.policy.urls import OriginUrl
-from tiercache.ports import Origin
+from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import MountSettings, ProfileSettings
 
 OpenOrigin = Callable[[OriginUrl, ProfileSettings], Origin]
+ProbeWrites = Callable[[Origin, str], Awaitable[OriginCapabilities]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,13 @@ class Mounts:
         mounts: Iterable[MountSettings],
         profiles: dict[str, ProfileSettings],
         open_origin: OpenOrigin,
+        probe_writes: ProbeWrites,
     ) -> None:
         self._mounts = {mount.path: mount for mount in mounts}
         self._profiles = dict(profiles)
         self._open_origin = open_origin
+        self._probe_writes = probe_writes
+        self._probed: dict[str, OriginCapabilities] = {}
         self._origins: dict[tuple[str, str, str, str], Origin] = {}
         self._table = MountTable(self._mounts.values(), self._profiles)
 
@@ -121,6 +125,17 @@ class Mounts:
             origin = self._open_origin(url, self._profiles[mount.profile])
             self._origins[name] = origin
         return origin
+
+    async def writing_capabilities(self, located: Located) -> OriginCapabilities:
+        """Return what the origin honours of writes, found out once, before the first write that
+        depends on it. Raises what the origin raises."""
+        known = self._probed.get(located.origin.url)
+        if known is None:
+            prefix = located.key[: located.key.rfind("/") + 1]
+            known = self._probed[located.origin.url] = await self._probe_writes(
+                located.origin, prefix
+            )
+        return known
 
     async def close(self) -> None:
         for origin in self._origins.values():

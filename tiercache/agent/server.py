@@ -20,7 +20,7 @@ from tiercache.agent.engine import Engine, failure
 from tiercache.agent.names import found
 from tiercache.agent.status import status_body
 from tiercache.clock import Clock
-from tiercache.errors import FormatError, TiercacheError
+from tiercache.errors import FormatError, TiercacheError, Unsupported
 from tiercache.version import __version__
 
 log = logging.getLogger("tiercache.agent")
@@ -54,6 +54,8 @@ class Server:
         self._clock = clock
         self._server: asyncio.AbstractServer | None = None
         self._listener_fd = -1
+        # Numbers of the writes that each process has begun; ended ones are no trouble to abort.
+        self._writers: dict[int, set[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: dict[int, Peer] = {}
         self._next_peer = 0
@@ -74,7 +76,6 @@ class Server:
             wire.Evict: engine.evict,
             wire.Invalidate: engine.invalidate,
             wire.ReportCorrupt: engine.report_corrupt,
-            wire.WriteBegin: self._write_begin,
             wire.WriteData: self._write_data,
             wire.WriteFinish: self._write_finish,
             wire.WriteAbort: self._write_abort,
@@ -136,9 +137,11 @@ class Server:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the peer has gone, or we are going
         finally:
-            self.peers.pop(number, None)
+            gone = self.peers.pop(number, None)
             self._tasks.discard(task)
             writer.close()
+            if gone is not None:
+                await self._abort_writes_of(gone.pid)
 
     def _peer(self, writer: asyncio.StreamWriter) -> Peer:
         sock = writer.get_extra_info("socket")
@@ -170,6 +173,8 @@ class Server:
         try:
             if isinstance(request, wire.Hello):
                 return self._hello(peer, request)
+            if isinstance(request, wire.WriteBegin):
+                return await self._write_begin(peer, request)
             return await self._handlers[type(request)](request)
         except (TiercacheError, OSError) as error:
             return failure(error, path)
@@ -185,9 +190,27 @@ class Server:
         self._engine.mounts.add(request.mounts, request.profiles)
         return wire.Welcome(__version__, os.getpid(), self._engine.mounts.all)
 
-    async def _write_begin(self, request: wire.WriteBegin) -> wire.WriteStarted:
-        located = self._engine.mounts.locate(request.path)
-        return wire.WriteStarted(self._engine.writes.begin(located, request.mode, request.token))
+    async def _write_begin(self, peer: Peer, request: wire.WriteBegin) -> wire.WriteStarted:
+        engine = self._engine
+        located = engine.mounts.locate(request.path)
+        if request.mode != "overwrite":
+            honoured = await engine.mounts.writing_capabilities(located)
+            if not honoured.conditional_put:
+                raise Unsupported(
+                    "the origin accepts conditions on writes and ignores them",
+                    path=request.path,
+                    remedy="write without a condition, or use another store",
+                )
+        number = engine.writes.begin(located, request.mode, request.token)
+        self._writers.setdefault(peer.pid, set()).add(number)
+        return wire.WriteStarted(number)
+
+    async def _abort_writes_of(self, pid: int) -> None:
+        """End the writes of a process whose last connection has gone."""
+        if any(peer.pid == pid for peer in self.peers.values()):
+            return
+        for number in self._writers.pop(pid, ()):
+            await self._engine.writes.abort(number)
 
     async def _write_data(self, request: wire.WriteData) -> wire.Done:
         await self._engine.writes.data(request.write, request.data)

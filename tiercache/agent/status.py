@@ -1,4 +1,4 @@
-"""Status: all that an operator asks, as one document, whose keys are promised in docs/operations."""
+"""Status: all that an operator asks, as one document, with the keys of docs/operations.md."""
 
 from __future__ import annotations
 

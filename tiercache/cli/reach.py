@@ -57,10 +57,11 @@ async def _list_one(mount: MountSettings, profile: ProfileSettings) -> float:
     from tiercache.clock import BootClock
     from tiercache.compose import open_wrapped
     from tiercache.origins.open import origin_url
+    from tiercache.origins.resilient import Endpoints
 
     url = origin_url(mount.origin)
     clock = BootClock()
-    origin = open_wrapped(url, profile, clock, {})
+    origin = open_wrapped(url, profile, clock, Endpoints(clock=clock))
     try:
         started = time.monotonic()
         async for _ in origin.list(url.key_prefix, recursive=True, limit=1):

@@ -48,7 +48,8 @@ class Resolver:
         mount = resolved.mount
         origin = self._identities.get(mount.path)
         if origin is None:
-            origin = identity(resolved.origin, self._profiles[mount.profile])
+            profile = self._profiles[mount.profile]
+            origin = identity(resolved.origin, profile, account=profile.environment_account)
             self._identities[mount.path] = origin
         digest = records.name_hash(origin, resolved.key)
         name = Name(mount, origin, resolved.key, resolved.path, digest)

@@ -128,7 +128,12 @@ def s3_region(profile: ProfileSettings) -> str:
 
 
 def azure_account(url: OriginUrl, profile: ProfileSettings) -> str:
-    return account_of(url, profile, account=os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", ""))
+    return account_of(url, profile, account=environment_account(profile))
+
+
+def environment_account(profile: ProfileSettings) -> str:
+    """Return the account that the environment names: as the client saw it, else as we do."""
+    return profile.environment_account or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
 
 
 def _client_options(profile: ProfileSettings) -> ClientConfig:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 from fsspec import available_protocols
 
@@ -18,7 +17,7 @@ from tiercache.origins.exact import ExactNames
 from tiercache.origins.fsspec_origin import FsspecOrigin
 from tiercache.origins.local_origin import LocalOrigin
 from tiercache.origins.obstore_origin import ObstoreOrigin
-from tiercache.origins.obstore_stores import build_store
+from tiercache.origins.obstore_stores import build_store, environment_account
 from tiercache.policy.urls import CLOUD_SCHEMES, OriginUrl, identity, parse_origin_url
 from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import ProfileSettings
@@ -36,8 +35,7 @@ def origin_url(url: OriginUrl | str) -> OriginUrl:
 
 def origin_identity(url: OriginUrl | str, profile: ProfileSettings) -> str:
     """Return the identity under which this origin's data is cached, without opening it."""
-    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-    return identity(origin_url(url), profile, account=account)
+    return identity(origin_url(url), profile, account=environment_account(profile))
 
 
 def open_origin(url: OriginUrl | str, profile: ProfileSettings, *, clock: Clock) -> Origin:

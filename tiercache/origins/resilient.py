@@ -174,6 +174,18 @@ class ResilientOrigin:
         return self._origin.capabilities
 
     @property
+    def raw(self) -> Origin:
+        """The origin itself, for a probe that wants the first answer."""
+        return self._origin
+
+    @property
+    def has_own_endpoint(self) -> bool:
+        """Whether the server is not the cloud's own: its identity then ends with it, behind the
+        account that an Azure identity has in any case."""
+        scheme, _, rest = self.url.partition("://")
+        return rest.count("@") > (1 if scheme == "az" else 0)
+
+    @property
     def answered_s(self) -> float:
         """When its server last answered anybody (the clock's seconds), 0.0 where never."""
         return self.endpoint.answered_s

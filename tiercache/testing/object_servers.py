@@ -307,7 +307,7 @@ def _put_all(store: S3Store | AzureStore, items: Iterable[tuple[str, bytes]]) ->
 
     async def feed() -> int:
         count = 0
-        pending: dict[asyncio.Future[object], int] = {}
+        pending: dict[asyncio.Future[Any], int] = {}
         for key, data in items:
             while len(pending) >= PUTS_IN_FLIGHT or sum(pending.values()) > PUT_BYTES_IN_FLIGHT:
                 done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

@@ -98,6 +98,7 @@ class LeashedProcess:
 
     def _has_output(self) -> bool:
         # After the first line the only event on it is its end.
+        assert self._leash.stdout is not None
         return bool(select.select([self._leash.stdout], [], [], 0)[0])
 
     def signal(self, number: signal.Signals) -> None:
