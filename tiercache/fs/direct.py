@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.core import get_compression
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike
 
@@ -29,7 +30,7 @@ from tiercache.errors import (
     Unsupported,
 )
 from tiercache.fs import paths
-from tiercache.fs.files import ReadHandle, TextHandle, WriteHandle, file_info
+from tiercache.fs.files import CompressedHandle, ReadHandle, TextHandle, WriteHandle, file_info
 from tiercache.fs.options import Table, settings_of, shared_namespace
 from tiercache.model import Entry, Kind, Stat
 from tiercache.namespace import Namespace
@@ -210,7 +211,9 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
             text = {k: kwargs.pop(k) for k in ("encoding", "errors", "newline") if k in kwargs}
             binary = self.open(path, mode.replace("t", "") + "b", compression=compression, **kwargs)
             return TextHandle(binary, **text)
-        return super().open(path, mode, compression=compression, **kwargs)
+        handle = super().open(path, mode, **kwargs)
+        codec = get_compression(paths.strip(path), compression)
+        return handle if codec is None else CompressedHandle(handle, codec)
 
     def _open(
         self,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from fsspec.compression import compr
+
 from tiercache import wire
 from tiercache.client.file import ReadFile, WriteFile
 from tiercache.errors import StaleHandle
@@ -146,6 +148,65 @@ class WriteHandle(WriteFile):
         io.RawIOBase.close(self)
 
 
+class CompressedHandle(io.BufferedIOBase):
+    """A handle seen through one of fsspec's codecs. Closing it closes the handle too, which the
+    codecs themselves do not; leaving a ``with`` block by an exception publishes nothing."""
+
+    def __init__(self, handle: ReadHandle | WriteHandle, codec: str) -> None:
+        self.handle = handle
+        self._stream = compr[codec](handle, mode="rb" if handle.readable() else "wb")
+
+    def readable(self) -> bool:
+        return self.handle.readable()
+
+    def writable(self) -> bool:
+        return self.handle.writable()
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def read(self, size: int | None = -1) -> bytes:
+        return bytes(self._stream.read(-1 if size is None else size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(LINE_BLOCK_BYTES if size < 0 else size)
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]  # io's is positional-only
+        self._stream.write(data)
+        return memoryview(data).nbytes
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._stream.close()
+                self.handle.close()
+            finally:
+                super().close()
+
+    def discard(self) -> None:
+        """Forget what was written."""
+        if isinstance(self.handle, WriteHandle):
+            self.handle.discard()
+        super().close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
 class TextHandle(io.TextIOWrapper):
     """Text over a handle; leaving a ``with`` block by an exception publishes nothing."""
 
@@ -156,7 +217,7 @@ class TextHandle(io.TextIOWrapper):
         trace: TracebackType | None,
     ) -> None:
         inner = self.buffer
-        if kind is not None and isinstance(inner, WriteHandle):
+        if kind is not None and isinstance(inner, WriteHandle | CompressedHandle):
             inner.discard()
         else:
             self.close()

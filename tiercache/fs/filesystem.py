@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.core import has_magic
 
 from tiercache.errors import IsADirectory, NotFound
 from tiercache.fs import paths
@@ -76,11 +77,12 @@ class TierCacheFileSystem(DirectFileSystem):
         on_error: str = "raise",
         batch_size: int | None = None,
     ) -> Any:
-        """As fsspec's; all objects travel together, so ``batch_size`` changes nothing."""
+        """As fsspec's; directories that a pattern or ``recursive`` brings are left out. All
+        objects travel together, so ``batch_size`` changes nothing."""
         found = await self._expand_path(path, recursive=recursive)
         whole = [(one, None, None) for one in found]
         out = dict(zip(found, await in_thread(self.read_items, whole, "return"), strict=True))
-        if recursive:
+        if recursive or (isinstance(path, str) and has_magic(path)):
             out = {name: data for name, data in out.items() if not isinstance(data, IsADirectory)}
         failed = [data for data in out.values() if isinstance(data, BaseException)]
         if failed and on_error == "raise":
