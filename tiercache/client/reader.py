@@ -18,11 +18,13 @@ from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.resolver import Name, Resolver
+from tiercache.client.spans import spans_of
 from tiercache.client.verify import VERIFY_BYTES, Verifier
 from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT, Kind, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s
 from tiercache.policy.pages import count_pages, has_page, page_count
+from tiercache.policy.readahead import MAX_WINDOW_BYTES
 from tiercache.ports import ExtentDirectory, MetadataReader, SharedStateView
 from tiercache.records import BITMAP_BYTES, ObjectRecord
 
@@ -367,7 +369,8 @@ class Reader:
             entry.use.hits += 1
             entry.use.hit_bytes += end - start
         else:
-            self._note_hit(entry, start, end)
+            ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
+            self._note_hit(entry, start, end, ahead)
         return data
 
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
@@ -390,28 +393,31 @@ class Reader:
     ) -> tuple[Entry, bytes | None]:
         """See that bytes [start, end), 8 MiB at most or hot, are present and verified. Returns
         the entry to use, and the bytes themselves where they could only be read through."""
+        # Planned once a read: a second look at the same place would end the sequence.
+        ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
+        if wanted > end and not ahead[1]:
+            ahead = (end, min(wanted - end, MAX_WINDOW_BYTES))
+        is_hit = True
         for _ in range(ROUNDS):
             entry = self.current(entry)
             missing = self._missing(entry, start, end)
             if not missing:
-                self._note_hit(entry, start, end)
+                if is_hit:
+                    self._note_hit(entry, start, end, ahead)
                 return entry, None
-            ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
-            if wanted > end and not ahead[1]:
-                ahead = (end, min(wanted - end, 64 << 20))
-            spans = _spans(missing, start, end)
+            spans = spans_of(missing, start, end)
             fill = wire.Fill(entry.path, entry.record.token, spans, ahead)
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
                 return entry, self._assemble(entry, (start, end), spans, answer.data)
+            is_hit, ahead = False, (0, 0)
             entry.epoch = UNCHECKED
         return entry, self._read_through(entry, start, end)
 
-    def _note_hit(self, entry: Entry, start: int, end: int) -> None:
+    def _note_hit(self, entry: Entry, start: int, end: int, ahead: tuple[int, int]) -> None:
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
-        ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
         if ahead[1] and self._absent(entry, ahead[0], sum(ahead)):
             self._link.tell(wire.Advise(entry.path, entry.record.token, *ahead))
 
@@ -572,22 +578,6 @@ def clamp(offset: int, length: int | None, size_bytes: int) -> tuple[int, int]:
         raise ValueError(f"negative offset or length: {offset}, {length}")
     start = min(offset, size_bytes)
     return start, size_bytes if length is None else min(size_bytes, start + length)
-
-
-def _spans(missing: list[tuple[int, int]], start: int, end: int) -> tuple[tuple[int, int], ...]:
-    """Return (offset, length) in bytes, adjacent page spans joined, cut to what was asked."""
-    joined: list[tuple[int, int]] = []
-    for first, last in missing:
-        if joined and joined[-1][1] == first:
-            joined[-1] = (joined[-1][0], last)
-        else:
-            joined.append((first, last))
-    spans = []
-    for first, last in joined:
-        begin, stop = max(start, first << PAGE_SHIFT), min(end, last << PAGE_SHIFT)
-        for part in range(begin, stop, wire.MAX_SPAN_BYTES):
-            spans.append((part, min(wire.MAX_SPAN_BYTES, stop - part)))
-    return tuple(spans)
 
 
 def _told(name: Name, found: wire.Found) -> ObjectRecord:

@@ -1,7 +1,8 @@
 """Read-ahead: when reads of one handle are sequential, how far ahead to fetch.
 
 A read that begins where the last one ended continues a sequence; the window then starts at four
-requests' worth, doubles each time half of it is used up, and stops at MAX_WINDOW_BYTES. A jump
+requests' worth, doubles each time half of it is used up, and stops at MAX_WINDOW_BYTES, where each
+TOP_UP_BYTES used up are asked for anew: so the number of runs in flight stays the same. A jump
 ends the sequence, so random reads fetch exactly their own pages.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 # Eight runs of 8 MiB in flight: the concurrency at which the measured fill path is at its best.
 MAX_WINDOW_BYTES = 64 << 20
 MIN_WINDOW_BYTES = 4 << 20
+TOP_UP_BYTES = 8 << 20  # one run
 
 
 class ReadAhead:
@@ -35,7 +37,8 @@ class ReadAhead:
             return (0, 0)
         if end >= size_bytes:
             return (0, 0)
-        if self._window and self._ahead_end - end > self._window // 2:
+        used_up = TOP_UP_BYTES if self._window == MAX_WINDOW_BYTES else self._window // 2
+        if self._window and self._ahead_end - end > self._window - used_up:
             return (0, 0)
         self._window = min(MAX_WINDOW_BYTES, max(self._window * 2, 4 * length, MIN_WINDOW_BYTES))
         start = max(end, self._ahead_end)
