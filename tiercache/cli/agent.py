@@ -32,7 +32,9 @@ def run(
     idle_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="Leave after so long without clients; 0 is never.")
     ] = "0",
-    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.TEXT,
+    log_format: Annotated[
+        LogFormat, typer.Option(metavar="text|json", help="How log lines look.")
+    ] = LogFormat.TEXT,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
     ] = None,

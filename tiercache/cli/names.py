@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tiercache.model import Stat
     from tiercache.namespace import Namespace
 
-PATHS = typer.Argument(metavar="PATH...", help="Namespace paths or origin URLs.")
-OPTIONAL_PATHS = typer.Argument(metavar="[PATH...]", help="Namespace paths or origin URLs.")
+PATHS = typer.Argument(metavar="PATH", help="Namespace paths or origin URLs.")
+OPTIONAL_PATHS = typer.Argument(metavar="PATH", help="Namespace paths or origin URLs.")
 JSON = typer.Option("--json", help="Print one JSON document.")
 HUMAN = typer.Option("--human", "-h", help="Print sizes like 1.5 MiB.")
 
@@ -224,7 +224,8 @@ def find(
         list[str] | None, typer.Option(metavar="GLOB", help="But not these: exclude wins.")
     ] = None,
     kind: Annotated[
-        FindKind | None, typer.Option("--type", help="Only files (f) or directories (d).")
+        FindKind | None,
+        typer.Option("--type", metavar="f|d", help="Only files (f) or directories (d)."),
     ] = None,
     size: Annotated[
         list[str] | None,

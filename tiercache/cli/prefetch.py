@@ -27,51 +27,41 @@ POLL_S = 0.25
 SHOWN_ERRORS = 20
 
 
+FROM_FILE = typer.Option(
+    "--from-file", "-f", metavar="FILE|-", help="Read more paths from here, one a line."
+)
+INCLUDE = typer.Option(
+    metavar="GLOB",
+    help="Only what matches: base names, or with a slash paths below PATH. May be given many "
+    "times.",
+)
+EXCLUDE = typer.Option(metavar="GLOB", help="But not these: exclude wins.")
+PIN = typer.Option("--pin", help="Never evict what is fetched.")
+CONCURRENCY = typer.Option(min=1, max=1024, metavar="N", help="Objects in flight.")
+MAX_BYTES = typer.Option(metavar="SIZE", help="Fetch at most so much, such as 10GiB.")
+DRY_RUN = typer.Option("--dry-run", "-n", help="Only say what would be fetched.")
+WAIT = typer.Option(
+    "--wait/--background", help="Watch the job to its end, or print its id and return."
+)
+JOBS = typer.Option("--jobs", help="List the jobs of the agent and do nothing else.")
+WATCH = typer.Option(metavar="JOB", help="Watch a background job to its end.")
+CANCEL = typer.Option(metavar="JOB", help="Cancel a job; what was fetched stays.")
+
+
 def prefetch(
     ctx: typer.Context,
     paths: Annotated[list[str] | None, OPTIONAL_PATHS] = None,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            "--from-file", "-f", metavar="FILE|-", help="Read more paths from here, one a line."
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Only what matches: base names, or with a slash paths below PATH. May be given "
-            "many times.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="But not these: exclude wins.")
-    ] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Never evict what is fetched.")] = False,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="Objects in flight.")
-    ] = 64,
-    max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Fetch at most so much, such as 10GiB.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Only say what would be fetched.")
-    ] = False,
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait/--background", help="Watch the job to its end, or print its id and return."
-        ),
-    ] = True,
-    jobs: Annotated[
-        bool, typer.Option("--jobs", help="List the jobs of the agent and do nothing else.")
-    ] = False,
-    watch: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Watch a background job to its end.")
-    ] = None,
-    cancel: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Cancel a job; what was fetched stays.")
-    ] = None,
+    from_file: Annotated[str | None, FROM_FILE] = None,
+    include: Annotated[list[str] | None, INCLUDE] = None,
+    exclude: Annotated[list[str] | None, EXCLUDE] = None,
+    pin: Annotated[bool, PIN] = False,
+    concurrency: Annotated[int, CONCURRENCY] = 64,
+    max_bytes: Annotated[str | None, MAX_BYTES] = None,
+    dry_run: Annotated[bool, DRY_RUN] = False,
+    wait: Annotated[bool, WAIT] = True,
+    jobs: Annotated[bool, JOBS] = False,
+    watch: Annotated[str | None, WATCH] = None,
+    cancel: Annotated[str | None, CANCEL] = None,
     progress: Annotated[Style, PROGRESS] = Style.AUTO,
     as_document: Annotated[bool, JSON] = False,
 ) -> int:

@@ -73,6 +73,10 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
 }
 
 
+class _ReaderGone(Exception):
+    """Standard output is closed. typer would end a BrokenPipeError with 1 by itself."""
+
+
 class LazyGroup(TyperGroup):
     """A group that imports a command when it is asked for, and prints its help without."""
 
@@ -88,6 +92,12 @@ class LazyGroup(TyperGroup):
         if cmd_name not in self.commands:
             self.commands[cmd_name] = build_entry(cmd_name, entry)
         return self.commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = [
@@ -210,7 +220,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _run(list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGone):
         _forget_stdout()
         return ExitCode.OK
     return code
@@ -221,7 +231,7 @@ def _run(arguments: list[str]) -> int:
     try:
         result = program()(arguments, prog_name=PROGRAM, standalone_mode=False)
         return int(result or 0)
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGone):
         raise
     except UsageError as error:
         _say_usage(error)

@@ -24,7 +24,11 @@ from tiercache.errors import ConfigError, IsADirectory
 if TYPE_CHECKING:
     from tiercache.namespace import Namespace
 
-PROGRESS = typer.Option("--progress", help="How progress is shown on standard error.")
+PROGRESS = typer.Option(
+    "--progress",
+    metavar="auto|bar|plain|json|none",
+    help="How progress is shown on standard error.",
+)
 
 
 def cat(
@@ -88,7 +92,7 @@ def get(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="[LOCAL]",
+            metavar="LOCAL",
             help='File or directory to write; "-" is standard output. Without it: the last name '
             "of PATH, here.",
         ),
