@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.origin_rig import Rig, eventually, rig_of
+from tiercache.client.file import ReadFile
 from tiercache.errors import NotFound, StaleHandle
 from tiercache.model import Consistency
 from tiercache.namespace import Namespace
@@ -34,6 +36,12 @@ def version(number: int, length: int) -> bytes:
 
 def is_pure(data: bytes | bytearray | memoryview) -> bool:
     return len(set(bytes(data))) <= 1
+
+
+def old_or_stale(handle: ReadFile, old: bytes) -> None:
+    """What this handle has read it can read again, unless the node needed the space."""
+    with contextlib.suppress(StaleHandle):
+        assert handle.read_at(0, len(old)) == old
 
 
 @pytest.fixture(params=["honours If-Match", "gcs ignores it", "s3 ignoring it"])
@@ -65,7 +73,6 @@ def test_an_open_handle_reads_its_version_or_is_stale(rig: Rig, sizes: tuple[int
     handle = ns.open("/m/object")
     assert handle.read_at(0, PAGE) == before[:PAGE]
     rig.put("object", after)
-    # What this handle has read it can read again.
     assert handle.read_at(0, PAGE) == before[:PAGE]
     cold = sizes[0] - 1000
     if sizes[0] > MIB:  # small objects are fetched whole
@@ -73,7 +80,7 @@ def test_an_open_handle_reads_its_version_or_is_stale(rig: Rig, sizes: tuple[int
             handle.read_at(cold, 1000)
         with pytest.raises(StaleHandle):
             handle.read()
-        assert handle.read_at(0, PAGE) == before[:PAGE]
+        old_or_stale(handle, before[:PAGE])
         # The failure has shown that the name has moved, whatever the ttl says.
         assert ns.read("/m/object") == after
         assert ns.stat("/m/object").size_bytes == len(after)
@@ -95,11 +102,13 @@ def test_a_removed_object(rig: Rig) -> None:
     rig.put("object", version(1, LONG))
     ns = rig.namespace(ttl_s=3600.0)
     handle = ns.open("/m/object")
+    assert handle.read_at(0, PAGE) == version(1, PAGE)
     view = ns.view("/m/object", 0, PAGE)
     rig.delete("object")
     with pytest.raises(StaleHandle):
         handle.read_at(MIB, PAGE)
-    assert handle.read_at(0, PAGE) == version(1, PAGE) == bytes(view)
+    old_or_stale(handle, version(1, PAGE))
+    assert bytes(view) == version(1, PAGE)
     with pytest.raises(NotFound):
         ns.read("/m/object")
     assert not ns.exists("/m/object")

@@ -296,6 +296,8 @@ class Reader:
             return entry
         record = records.decode_object(raw) if raw is not None else None
         if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
+            if self._hot.get(entry.path) is entry:
+                self._hot.pop(entry.path, None)  # it serves its handles on, not the name
             if entry.record.data_id and entry.is_open:
                 entry.epoch = epoch  # what is open and verified stays readable
                 return entry
