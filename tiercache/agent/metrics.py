@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 
+# A loop that does not come round to a scrape in this time has other troubles, which logs tell.
+SCRAPE_TIMEOUT_S = 10.0
+
+
 class MetricsServer:
     """Serves /metrics on its own thread while ``address`` ("host:port") is not empty."""
 
@@ -25,7 +30,8 @@ class MetricsServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Raises Unsupported without prometheus-client, ConfigError for an address in use."""
+        """To be called on the event loop. Raises Unsupported without prometheus-client,
+        ConfigError for an address in use."""
         if not self._address:
             return
         try:
@@ -42,7 +48,7 @@ class MetricsServer:
                 remedy='write it like "127.0.0.1:9464"',
             )
         registry = CollectorRegistry()
-        registry.register(_Collector(self._engine))
+        registry.register(_Collector(self._engine, asyncio.get_running_loop()))
         try:
             self._server, self._thread = start_http_server(
                 int(port), addr=host or "127.0.0.1", registry=registry
@@ -63,14 +69,22 @@ class MetricsServer:
 class _Collector:
     """Turns the status document into metrics at each scrape."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
+        self._loop = loop
 
     def collect(self) -> Iterator[Metric]:
-        status = document(self._engine, clients=[], dropped_peers=0, internal_errors=0)
+        """Runs on the server's threads. Raises TimeoutError where the loop does not answer."""
+        asked = asyncio.run_coroutine_threadsafe(self._status(), self._loop)
+        status = asked.result(SCRAPE_TIMEOUT_S)
         yield from _cache(status["cache"])
+        yield from _memory(status["memory"])
         yield from _reads(status["reads"])
         yield from _origins(status["origins"])
+
+    async def _status(self) -> dict[str, Any]:
+        # On the loop, which owns all that the document reads.
+        return document(self._engine, clients=[], dropped_peers=0, internal_errors=0)
 
 
 def _cache(cache: dict[str, Any]) -> Iterator[Metric]:
@@ -80,11 +94,15 @@ def _cache(cache: dict[str, Any]) -> Iterator[Metric]:
         ("capacity_bytes", "What the cache may hold."),
         ("used_bytes", "What it holds, index and reservations included."),
         ("pinned_bytes", "What is never evicted."),
+        ("index_bytes", "What of it index and fixed files take."),
         ("extents", "Extent files."),
+        ("packs", "Those of them that are packs of small objects."),
     ):
         yield GaugeMetricFamily(f"tiercache_{name}", text, value=cache[name])
     for name, text in (
         ("evicted_bytes", "Bytes evicted since the agent started."),
+        ("evicted_extents", "Extents evicted since the agent started."),
+        ("index_commits", "Durable commits of the index."),
         ("corrupt_pages", "Pages that failed their checksum."),
         ("device_failures", "Refusals of the cache device."),
     ):
@@ -106,14 +124,47 @@ def _reads(reads: dict[str, dict[str, int]]) -> Iterator[Metric]:
         yield family
 
 
-def _origins(origins: list[dict[str, Any]]) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily
+def _memory(memory: dict[str, int]) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
 
-    family = CounterMetricFamily(
-        "tiercache_origin", "Requests, errors and bytes by origin.", labels=["origin", "what"]
+    for name, text in (
+        ("limit_bytes", "Bound of all data buffers of the agent."),
+        ("held_bytes", "What of it is in use."),
+    ):
+        yield GaugeMetricFamily(f"tiercache_memory_{name}", text, value=memory[name])
+
+
+# What status says of an origin, as counters by origin.
+ORIGIN_COUNTERS = {
+    "bytes_read": "Bytes of answers to GETs.",
+    "bytes_written": "Bytes of PUTs.",
+    "errors": "Attempts that got no usable answer.",
+    "throttled": "Attempts that the server put off (429, 503).",
+    "retries": "Attempts that repeated another.",
+    "rejected": "Calls that an open breaker refused without a request.",
+    "settled": "Writes whose lost answer a HEAD made up for.",
+}
+
+
+def _origins(origins: list[dict[str, Any]]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    told = [origin for origin in origins if "breaker" in origin]
+    requests = CounterMetricFamily(
+        "tiercache_origin_requests", "Attempts sent, by method.", labels=["origin", "method"]
     )
-    for origin in origins:
-        for what, count in origin.items():
-            if isinstance(count, int) and not isinstance(count, bool):
-                family.add_metric([origin["url"], what], count)
-    yield family
+    for origin in told:
+        for method, count in origin["requests"].items():
+            requests.add_metric([origin["url"], method], count)
+    yield requests
+    for name, text in ORIGIN_COUNTERS.items():
+        family = CounterMetricFamily(f"tiercache_origin_{name}", text, labels=["origin"])
+        for origin in told:
+            family.add_metric([origin["url"]], origin[name])
+        yield family
+    closed = GaugeMetricFamily(
+        "tiercache_origin_up", "1 while the breaker of its endpoint is closed.", labels=["origin"]
+    )
+    for origin in told:
+        closed.add_metric([origin["url"]], float(origin["breaker"]["mode"] == "closed"))
+    yield closed
