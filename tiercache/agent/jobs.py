@@ -291,12 +291,14 @@ class Jobs:
         if not self._admit(job, missing):
             job.skipped += 1
             return
+        job.hit_bytes += present
         requests = 1 if self._small(entry) else -(-missing // RUN_BYTES)
-        if not job.spec.dry_run:
-            await self._fill(located, entry)
+        if job.spec.dry_run:
+            job.filled_bytes += missing
+        else:
+            await self._fill(job, located, entry, missing)
         job.requests += requests
         job.filled += 1
-        job.filled_bytes += missing
 
     def _small(self, entry: Entry) -> bool:
         return self._space.placement.is_small(entry.size_bytes)
@@ -321,7 +323,8 @@ class Jobs:
         job.message = message
         job.error_class = "CacheFull"
 
-    async def _fill(self, located: Located, entry: Entry) -> None:
+    async def _fill(self, job: _Job, located: Located, entry: Entry, missing: int) -> None:
+        """Fill an object of which ``missing`` bytes are not here, counting them as they come."""
         target = Target(
             origin=located.origin,
             digest=located.digest,
@@ -332,7 +335,13 @@ class Jobs:
         )
         if self._small(entry):
             await self._filler.ensure(target, [(0, entry.size_bytes)], durable=False)
+            job.filled_bytes += missing
             return
+        counted = 0
         for start in range(0, entry.size_bytes, WINDOW_BYTES):
             async with self._large:
                 await self._filler.ensure(target, [(start, WINDOW_BYTES)], durable=False)
+            # Which window held the missing bytes nobody remembers: each counts its share.
+            share = missing * min(start + WINDOW_BYTES, entry.size_bytes) // entry.size_bytes
+            job.filled_bytes += share - counted
+            counted = share
