@@ -156,6 +156,10 @@ class MetadataStore(MetadataReader, Protocol):
         """Apply all (None deletes) atomically and durably; return the commit's sequence number."""
         ...
 
+    def reader_check(self) -> int:
+        """Free what dead readers hold; return how many."""
+        ...
+
     def size_bytes(self) -> int:
         """Return the bytes it occupies on its device now."""
         ...

@@ -43,6 +43,9 @@ log = logging.getLogger("tiercache.agent")
 # Four disk threads: NVMe wants depth, and Python's share of a write is small.
 DISK_THREADS = 4
 TICK_S = 1.0
+# Readers that were killed keep their slots in the index, and old pages, for so long. The slots are
+# 4,096: a node that kills a hundred readers a second would need this to be shorter.
+READER_CHECK_S = 30.0
 # Removing a tree sends this many DELETEs at once.
 REMOVE_CONCURRENCY = 16
 # A whole file that is evicted this often before it is whole does not fit beside its neighbours.
@@ -120,10 +123,16 @@ class Engine:
             await self.space.reserve(0)
 
     async def _tick(self) -> None:
+        checked_s = self.clock.now()
         while True:
             await asyncio.sleep(TICK_S)
-            self.space.measure_overhead()
-            self.space.reap()
+            with contextlib.suppress(OSError, TiercacheError):  # the device's next user reports it
+                self.space.measure_overhead()
+                self.space.reap()
+                if self.clock.now() - checked_s >= READER_CHECK_S:
+                    checked_s = self.clock.now()
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(self._committer, self._store.reader_check)
 
     async def stop(self) -> None:
         """End jobs and fills, make everything durable, close everything."""

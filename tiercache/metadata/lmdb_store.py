@@ -52,6 +52,14 @@ def translate(error: lmdb.Error, path: str) -> Exception:
         case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.PanicError():
             remedy = "stop the agent and run tiercache fsck"
             return FormatError(f"the metadata index is damaged: {error}", path=path, remedy=remedy)
+        case lmdb.LockError():
+            # LMDB tells readers apart by the numbers of their processes.
+            return Unsupported(
+                f"a process of another container has the number {os.getpid()} too",
+                path=path,
+                remedy="let agent and jobs share one PID namespace: hostPID in Kubernetes, --pid "
+                "in Docker",
+            )
         case lmdb.ReadersFullError():
             remedy = "fewer reading threads on this node"
             return TiercacheError(f"more than {MAX_READERS} readers", path=path, remedy=remedy)
