@@ -261,15 +261,21 @@ class FaultyProxy:
         """Relay one client connection over one upstream connection until either ends."""
         client = HttpStream(sock)
         upstream: HttpStream | None = None
+        spent = False
         try:
             while (head := await client.read_head()) is not None:
                 await self._pass_black_hole()
                 relay = _Relay(self, client, head)
                 with self._logged(relay.exchange):
+                    if upstream is not None and spent:
+                        upstream.sock.close()
+                        upstream = None
                     if upstream is None and not relay.fault.respond_status:
                         upstream = HttpStream(await self._connect())
                     if not await relay.run(upstream):
                         break
+                # fake-gcs-server closes after a 416 whose body it did not announce.
+                spent = relay.exchange.status == 416
         except _OrderlyClose:
             pass
         except (OSError, ValueError):
