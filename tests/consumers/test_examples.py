@@ -114,6 +114,12 @@ def test_torch_shards(config: Path, tmp_path: Path) -> None:
     assert found == epochs(SHARDS * MEMBERS, MEMBER_BYTES)
 
 
+def test_webdataset_shards(config: Path, tmp_path: Path) -> None:
+    found = run("webdataset_shards", "tiercache://s3/shards", config, tmp_path)
+    count = SHARDS * MEMBERS
+    assert found == [{"samples": count, "bytes": count * MEMBER_BYTES}]
+
+
 def test_torch_small_files(config: Path, tmp_path: Path) -> None:
     found = run("torch_small_files", "/s3/files", config, tmp_path)
     assert found == epochs(FILES, FILE_BYTES)

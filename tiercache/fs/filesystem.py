@@ -26,6 +26,9 @@ from tiercache.fs.threads import in_thread
 from tiercache.model import Kind, Stat
 from tiercache.ports import Buffer
 
+# Ranges of one call that are read on the loop's own thread, 64 KiB each at most.
+INLINE_ITEMS = 16
+
 
 class TierCacheFileSystem(DirectFileSystem):
     """All mounts as one fsspec filesystem, ``tiercache://``; docs/quickstart.md has examples.
@@ -43,7 +46,9 @@ class TierCacheFileSystem(DirectFileSystem):
             return self.cat_file(path, start, end)
         return await in_thread(self.cat_file, path, start, end)
 
-    def _is_at_hand(self, path: str, start: int | None, end: int | None) -> bool:
+    def _is_at_hand(
+        self, path: str, start: int | None, end: int | None, limit_bytes: int = INLINE_BYTES
+    ) -> bool:
         """Return whether a slice can be read here and now without holding up the loop."""
         try:
             known = self.namespace.stat_unasked(path)
@@ -53,7 +58,7 @@ class TierCacheFileSystem(DirectFileSystem):
             return False
         first, last, _ = slice(start, end).indices(known.size_bytes)
         length = max(0, last - first)
-        return length <= INLINE_BYTES and self.namespace.is_hit(path, first, length)
+        return length <= limit_bytes and self.namespace.is_hit(path, first, length)
 
     async def _cat_ranges(
         self,
@@ -66,9 +71,15 @@ class TierCacheFileSystem(DirectFileSystem):
     ) -> list[Any]:
         """As ``cat_ranges``."""
         items = self.range_items(paths, starts, ends, max_gap)
-        if len(items) <= 1 and all(self._is_at_hand(*item) for item in items):
+        if self._are_at_hand(items):
             return self.read_items(items, on_error)
         return await in_thread(self.read_items, items, on_error)
+
+    def _are_at_hand(self, items: Sequence[tuple[str, int | None, int | None]]) -> bool:
+        share = INLINE_BYTES // INLINE_ITEMS
+        return len(items) <= INLINE_ITEMS and all(
+            self._is_at_hand(*item, limit_bytes=share) for item in items
+        )
 
     async def _cat(
         self,
