@@ -32,6 +32,7 @@ from tiercache.cli.walking import Named, with_directories
 from tiercache.errors import ConfigError, NotFound, OriginUnavailable
 from tiercache.model import Entry, JobProgress, JobState, Kind
 from tiercache.settings import ProfileSettings
+from tiercache.version import __version__
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -276,3 +277,8 @@ def test_where_credentials_would_come_from(tmp_path: Path) -> None:
     assert not credential_source("gs", profile, home)[0]
     assert credential_source("az", profile, {"AZURE_STORAGE_ACCOUNT_KEY": "k"})[0]
     assert credential_source("az", ProfileSettings(anonymous=True), {})[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tiercache {__version__}\n"

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from tiercache.cli.exits import ExitCode, exit_code_of
-from tiercache.cli.output import say, say_error
+from tiercache.cli.output import out, say, say_error
 from tiercache.cli.session import CACHE_DIR, CONFIG, DEBUG
 from tiercache.errors import TiercacheError
 
@@ -125,9 +125,9 @@ def build_group(
     text: str,
     entries: dict[str, Any],
     *,
-    completion: bool = False,
+    is_root: bool = False,
 ) -> Any:
-    """Return a group with the shared options."""
+    """Return a group with the shared options; the root has those of the program too."""
 
     class Group(LazyGroup):
         pass
@@ -138,11 +138,11 @@ def build_group(
         cls=Group,
         help=text,
         no_args_is_help=True,
-        add_completion=completion,
+        add_completion=is_root,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-    app.callback()(_nothing)
+    app.callback()(_root if is_root else _nothing)
     group: Any = get_command(app)
     group.params.extend(shared_options())
     return group
@@ -150,6 +150,29 @@ def build_group(
 
 def _nothing() -> None:
     pass
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from tiercache.version import __version__
+
+        out(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            is_eager=True,
+            expose_value=False,
+            callback=_say_version,
+        ),
+    ] = False,
+) -> None:
+    """The options of the program alone."""
 
 
 def _keep(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:
@@ -200,15 +223,12 @@ def shared_options() -> tuple[Any, ...]:
 
 def program() -> Any:
     """Return the whole command tree."""
-    from tiercache.version import __version__
-
     text = (
         "NVMe as the near tier of S3, Google Cloud Storage and Azure Blob.\n\n"
         "Paths are namespace paths (/imagenet/train; a directory means all below it) or origin "
-        "URLs (s3://bucket/prefix, gs://…, az://…), which need no configuration.\n\n"
-        f"Version {__version__}."
+        "URLs (s3://bucket/prefix, gs://…, az://…), which need no configuration."
     )
-    return build_group(PROGRAM, text, COMMANDS, completion=True)
+    return build_group(PROGRAM, text, COMMANDS, is_root=True)
 
 
 def run(arguments: Sequence[str]) -> int:
