@@ -78,7 +78,8 @@ class Namespace:
         assert self._client is not None
         return self._client
 
-    def _reader_now(self) -> Reader:
+    def reader(self) -> Reader:
+        """Return this process's reader, opened."""
         return self._reader or self._open()
 
     def _after_fork(self) -> None:
@@ -127,22 +128,22 @@ class Namespace:
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` from ``offset`` on and return how many bytes there were."""
-        return self._reader_now().read_into(path, offset, buffer)
+        return self.reader().read_into(path, offset, buffer)
 
     def read_many(self, items: Iterable[tuple[str, int, int | None]]) -> list[bytes]:
         """Return the bytes of many (path, offset, length), length None meaning to the end; all
         misses travel together. Raises the first failure."""
-        return self._reader_now().read_many(list(items))  # type: ignore[return-value]  # raises
+        return self.reader().read_many(list(items))  # type: ignore[return-value]  # raises
 
     def read_many_or_errors(
         self, items: Sequence[tuple[str, int, int | None]]
     ) -> list[bytes | TiercacheError]:
         """The same, with the error in the place of the bytes it cost."""
-        return self._reader_now().read_many(items, on_error="return")
+        return self.reader().read_many(items, on_error="return")
 
     def is_hit(self, path: str, offset: int = 0, length: int | None = None) -> bool:
         """Return whether the same ``read`` needs nobody's help; for callers that must not wait."""
-        return self._reader_now().is_hit(path, offset, length)
+        return self.reader().is_hit(path, offset, length)
 
     @overload
     def open(self, path: str, mode: Literal["rb"] = "rb") -> ReadFile: ...
@@ -155,7 +156,7 @@ class Namespace:
         object is, else AlreadyExists at close)."""
         match mode:
             case "rb":
-                return ReadFile(path, self._reader_now().entry(path), self._reader_now)
+                return ReadFile(path, self.reader().entry(path), self.reader)
             case "wb":
                 return self.open_for_writing(path)
             case "xb":
@@ -184,7 +185,7 @@ class Namespace:
     def locate(self, path: str, offset: int = 0, length: int | None = None) -> list[FileExtent]:
         """Make the bytes present and return where they lie, in order, for readers that go to the
         device themselves (sendfile, GPUDirect). Pin the path, or they may be evicted."""
-        reader = self._reader_now()
+        reader = self.reader()
         entry = reader.entry(path)
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
@@ -442,11 +443,11 @@ class Namespace:
 
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of an object's last known version are on the device."""
-        return self._reader_now().cached_bytes(path)
+        return self.reader().cached_bytes(path)
 
     def status(self) -> Mapping[str, Any]:
         """Return the agent's status document (docs/operations.md)."""
-        self._reader_now().report_use()
+        self.reader().report_use()
         body = self.client.link.request(wire.StatusQuery(), wire.Status).body
         document: Mapping[str, Any] = msgspec.json.decode(body)
         return document

@@ -31,8 +31,8 @@ class ReadHandle(ReadFile):
     whose version is gone raises StaleHandle."""
 
     def __init__(self, fs: DirectFileSystem, path: str) -> None:
-        reader = fs.namespace.client.reader
-        super().__init__(path, reader.entry(path), lambda: fs.namespace.client.reader)
+        reader = fs.namespace.reader
+        super().__init__(path, reader().entry(path), reader)
         self.fs = fs
         self.path = path
         self._block = b""
