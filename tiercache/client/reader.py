@@ -318,6 +318,9 @@ class Reader:
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
             return entry, b""
+        data = self.read_verified(entry, start, end)
+        if data is not None:
+            return entry, data
         if end - start <= VERIFY_BYTES:
             data = self._first_touch(entry, start, end)
             if data is not None:
