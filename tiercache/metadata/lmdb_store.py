@@ -328,10 +328,23 @@ class LmdbStore(LmdbReader):
         self._shared = _acquire(os.fspath(path), writable=True, map_bytes=map_bytes)
         self._closed = False
         try:
-            self._shared.open()
+            self._settle_cut_off_commit()
         except BaseException:
             self.close()
             raise
+
+    def _settle_cut_off_commit(self) -> None:
+        """Make visible what a writer committed and was killed before it told the readers.
+
+        LMDB writes the meta page, then stores the transaction's number in shared memory, where
+        readers look. The next writer finds the robust mutex orphaned and repairs that number; so
+        take the mutex once before anything is read.
+        """
+        with self._shared.lock:
+            try:
+                self._shared.open().begin(write=True).abort()
+            except lmdb.Error as error:
+                raise translate(error, self._shared.path) from error
 
     def commit(self, batch: Mapping[bytes, bytes | None]) -> int:
         """Apply all (None deletes) atomically and durably; return the commit's sequence number.
