@@ -429,7 +429,11 @@ class Engine:
 
 
 def failure(error: BaseException, path: str = "") -> wire.Failure:
-    """Return the wire form of an error. Builtin OSErrors of the device keep their text."""
-    if isinstance(error, TiercacheError):
-        return wire.Failure(type(error).__name__, error.message, error.path or path, error.remedy)
-    return wire.Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")
+    """Return the wire form of an error, under the path that was asked for; where the origin named
+    its own, that stands behind. Builtin OSErrors of the device keep their text."""
+    if not isinstance(error, TiercacheError):
+        return wire.Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")
+    message = error.message
+    if path and error.path and error.path != path:
+        message = f"{message} [{error.path}]"
+    return wire.Failure(type(error).__name__, message, path or error.path, error.remedy)

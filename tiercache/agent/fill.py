@@ -259,7 +259,9 @@ class Filler:
 
     async def _fill_small(self, target: Target) -> None:
         record = self.record_of(target)
-        async with self._memory.hold(record.size_bytes):
+        held = record.size_bytes
+        await self._memory.acquire(held)
+        try:
             try:
                 # One whole answer names its own version, so no range and no condition.
                 fetched = await target.origin.get(target.key, token=target.token)
@@ -269,6 +271,8 @@ class Filler:
                     "the object was replaced at its origin", path=target.path
                 ) from error
             await self.store_small(target.digest, record, fetched.data)
+        finally:
+            self._memory.release(held)
         _count(self.filled, target.mount, record.size_bytes)
         self._commit_soon()
 

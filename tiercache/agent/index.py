@@ -17,6 +17,10 @@ from tiercache.records import ExtentRecord, ObjectRecord
 
 # ~1 ms of decoding between two turns of the event loop.
 WALK_BATCH = 1000
+# Object records kept decoded, ~600 B each: a fill asks for its record four times, and each look-up
+# in the store lets another thread take the interpreter.
+KEPT_OBJECTS = 8192
+_OBJECT = records.object_key(b"")
 
 
 class Index:
@@ -29,6 +33,7 @@ class Index:
         self._committing: dict[bytes, bytes | None] = {}
         self._waiting: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._objects: dict[bytes, ObjectRecord] = {}
         self.commits = 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -40,14 +45,29 @@ class Index:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """None deletes."""
+        if key.startswith(_OBJECT):
+            self._objects.pop(key, None)
         self._pending[key] = value
 
     def get_object(self, digest: bytes) -> ObjectRecord | None:
-        raw = self.get(records.object_key(digest))
-        return None if raw is None else records.decode_object(raw)
+        key = records.object_key(digest)
+        record = self._objects.get(key)
+        if record is None:
+            raw = self.get(key)
+            if raw is not None:
+                record = self._keep(key, records.decode_object(raw))
+        return record
 
     def put_object(self, digest: bytes, record: ObjectRecord) -> None:
-        self._pending[records.object_key(digest)] = records.encode(record)
+        key = records.object_key(digest)
+        self._pending[key] = records.encode(record)
+        self._keep(key, record)
+
+    def _keep(self, key: bytes, record: ObjectRecord) -> ObjectRecord:
+        if len(self._objects) >= KEPT_OBJECTS:
+            self._objects.clear()
+        self._objects[key] = record
+        return record
 
     def put_extent(self, extent_id: int, record: ExtentRecord) -> None:
         self._pending[records.extent_key(extent_id)] = records.encode(record)
@@ -93,12 +113,11 @@ class Index:
         return self._committing.keys() | self._pending.keys()
 
     def delete_prefix(self, prefix: bytes) -> None:
-        for key, _ in list(self.scan(prefix)):
-            self._pending[key] = None
+        self.delete_all([key for key, _ in self.scan(prefix)])
 
     def delete_all(self, keys: Sequence[bytes]) -> None:
         for key in keys:
-            self._pending[key] = None
+            self.put(key, None)
 
     def size_bytes(self) -> int:
         return self._store.size_bytes()

@@ -141,6 +141,8 @@ class Jobs:
                 concurrency=spec.concurrency,
             )
             self._index.put(records.job_key(job_id), records.encode(record))
+            with contextlib.suppress(OSError):  # then it does not survive, and is run all the same
+                await self._index.flush()
         return self._start(job_id, spec).progress()
 
     def _start(self, job_id: str, spec: Prefetch) -> _Job:
@@ -214,8 +216,13 @@ class Jobs:
         ]
         try:
             for path in job.spec.paths:
-                async for located, entry in self._expand(job, path):
-                    await queue.put((located, entry))
+                try:
+                    async for located, entry in self._expand(job, path):
+                        await queue.put((located, entry))
+                except (TiercacheError, OSError) as error:
+                    if len(job.spec.paths) == 1:
+                        raise
+                    job.note_error(path, error)  # the other paths are fetched all the same
             job.listing_done = True
             for _ in workers:
                 await queue.put(None)

@@ -23,6 +23,7 @@ from tiercache.ports import Buffer, ExtentStore
 class _Append:
     data: Buffer
     offset: int
+    reserved: int
     done: asyncio.Future[None]
 
 
@@ -67,11 +68,13 @@ class PackWriter:
         reserved = aligned + 8192
         await self._space.reserve(reserved, use_headroom=use_headroom)
         state: ExtentState | None = None
+        queued = False
         try:
             state, offset = await self._place(aligned)
             state.busy += 1
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._queue.append(_Append(data, offset, done))
+            self._queue.append(_Append(data, offset, reserved, done))
+            queued = True
             if not self._writing:
                 self._writing = True
                 asyncio.get_running_loop().create_task(self._write(state))
@@ -81,8 +84,7 @@ class PackWriter:
         finally:
             if state is not None:
                 state.busy -= 1
-                self._space.settle(state, reserved)
-            else:
+            if not queued:
                 self._space.ledger.release(reserved)
 
     async def _place(self, aligned: int) -> tuple[ExtentState, int]:
@@ -130,6 +132,10 @@ class PackWriter:
                 except OSError as error:
                     failure = error
                 del self._queue[: len(batch)]
+                try:
+                    self._space.settle(state, sum(append.reserved for append in batch))
+                except OSError as error:
+                    failure = error
                 for append in batch:
                     if append.done.done():
                         continue

@@ -37,6 +37,10 @@ HELD_POLL_S = 0.005
 COMING_SHARE = 64
 # Small files need inodes; leave the file system some for others.
 MIN_FREE_INODES = 1000
+# A reading of the file system's free space holds for this many reserved bytes, and for one tick,
+# where this much and more is free: asking for each small object costs as much as writing it.
+TRUSTED_BYTES = 16 * MIB
+AMPLE_BYTES = 1024 * MIB
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,6 +145,7 @@ class Space:
         self._wanted_bytes = 0
         # When extents were discarded that may be held by readers, in seconds of the loop's clock.
         self._forgotten_s: dict[int, float] = {}
+        self._trusted_bytes = 0
         self.evicted_extents = 0
         self.evicted_bytes = 0
         # Set by the engine: how the contents of an extent leave the index.
@@ -186,7 +191,8 @@ class Space:
         return [s for s in self.live.values() if not self.ledger.charge_of(s.id)]
 
     def measure_overhead(self) -> None:
-        """Charge the index file at what it occupies now."""
+        """Charge the index file at what it occupies now; look at the device anew."""
+        self._trusted_bytes = 0
         self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
 
     # -- giving out -------------------------------------------------------------------------
@@ -221,12 +227,21 @@ class Space:
         headroom = 0 if use_headroom else self.headroom_bytes
         if self.ledger.room_bytes < count + headroom:
             return False
+        if count > self._trusted_bytes and not self._device_has(count):
+            return False
+        self._trusted_bytes = max(0, self._trusted_bytes - count)
+        return self.ledger.reserve(count)
+
+    def _device_has(self, count: int) -> bool:
+        """Ask the file system whether it can give ``count`` bytes and leave the rest its share."""
         available, total, inodes = self._extents.free()
         # Reserved bytes are not on the device yet, so the device still counts them as free.
         floor = int(total * self._free_ratio) + self.ledger.reserved_bytes
         if available - count < floor or 0 < inodes < MIN_FREE_INODES:
             return False
-        return self.ledger.reserve(count)
+        ample = available - floor > AMPLE_BYTES
+        self._trusted_bytes = TRUSTED_BYTES if ample else 0
+        return True
 
     def new_extent(
         self, *, length: int, owner: bytes = b"", data_id: int = 0, first_page: int = 0

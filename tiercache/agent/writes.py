@@ -345,6 +345,7 @@ class Writes:
                 await self._names.settle()
                 raise
             self._names.changed_here(located, Kind.ABSENT, None, sent_s)
+            self._names.forget(located)  # a directory of that name may be left
             await self._names.settle()
 
     async def copy(self, source: Located, target: Located) -> None:
