@@ -175,6 +175,8 @@ class Reader:
             for item, outcome in zip(missing, answer.data, strict=True):
                 if outcome is not None:
                     failures[item] = wire.error_of(outcome)
+                elif (known := self._hot.get(item[0])) is not None:
+                    known.epoch = UNCHECKED  # it has its bytes now, and a place for them
         results: list[bytes | TiercacheError] = []
         for path, offset, length in items:
             try:
