@@ -1,0 +1,92 @@
+"""Frames on the socket, byte for byte (wire version 1)."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from tests.format.golden import golden
+from tiercache import wire
+from tiercache.errors import FormatError
+from tiercache.model import JobProgress, JobState, Kind
+from tiercache.settings import MountSettings, ProfileSettings
+
+MOUNT = MountSettings(path="/m", origin="s3://bucket/data")
+GONE = wire.Failure("NotFound", "x", "/m/a", "")
+
+MESSAGES: dict[str, wire.Request | wire.Response] = {
+    "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
+    "Lookup": wire.Lookup("/m/a", True),
+    "Fill": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
+    "FillMany": wire.FillMany((("/m/a", 0, None), ("/m/b", 5, 7))),
+    "Advise": wire.Advise("/m/a", "v1", 1, 2),
+    "ListNames": wire.ListNames("/m", True, False),
+    "WriteBegin": wire.WriteBegin("/m/a", "if-version", "v1"),
+    "WriteData": wire.WriteData(3, b"\x00\xff"),
+    "WriteFinish": wire.WriteFinish(3),
+    "WriteAbort": wire.WriteAbort(3),
+    "Remove": wire.Remove("/m/a", True),
+    "Pin": wire.Pin("/m"),
+    "Unpin": wire.Unpin("/m"),
+    "Evict": wire.Evict("/m"),
+    "Invalidate": wire.Invalidate("/m"),
+    "Prefetch": wire.Prefetch(("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True),
+    "JobQuery": wire.JobQuery("0badcafe", 1.5),
+    "JobCancel": wire.JobCancel("0badcafe"),
+    "StatusQuery": wire.StatusQuery(),
+    "ReportCorrupt": wire.ReportCorrupt("/m/a", 258, (0, 1)),
+    "CopyObject": wire.CopyObject("/m/a", "/m/b", True),
+    "Shutdown": wire.Shutdown(),
+    "MountList": wire.MountList(),
+    "LocalPath": wire.LocalPath("/m/a", True),
+    "ReportUse": wire.ReportUse((("/m", 3, 196608),)),
+    "ReadThrough": wire.ReadThrough("/m/a", "v1", 0, 100),
+    "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
+    "Done": wire.Done(7),
+    "Welcome": wire.Welcome("0.1.0", 42, (MOUNT,)),
+    "Found": wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True),
+    "Filled": wire.Filled((None,)),
+    "Filled-2": wire.Filled((b"ab",)),
+    "FilledMany": wire.FilledMany((None, GONE)),
+    "Listed": wire.Listed(True, 2.0, None),
+    "WriteStarted": wire.WriteStarted(3),
+    "Job": wire.Job(JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))),
+    "Status": wire.Status(b"{}"),
+    "Mounts": wire.Mounts((MOUNT,)),
+    "Local": wire.Local("/c/extents/00/1"),
+}
+
+
+def test_every_message_has_its_golden_frame() -> None:
+    assert wire.WIRE_VERSION == 1
+    assert golden("frames").keys() == MESSAGES.keys()
+    kinds = {*get_args(wire.AnyRequest), *get_args(wire.AnyResponse)}
+    assert {type(message) for message in MESSAGES.values()} == kinds
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_frames(name: str) -> None:
+    message, raw = MESSAGES[name], golden("frames")[name]
+    assert wire.frame(message) == raw
+    header, body = raw[: wire.HEADER.size], raw[wire.HEADER.size :]
+    assert wire.parse_header(header) == len(body)
+    decode = wire.decode_request if isinstance(message, wire.Request) else wire.decode_response
+    assert decode(body) == message
+
+
+def test_the_header_is_checked_before_the_body_is_read() -> None:
+    assert wire.parse_header(bytes.fromhex("0000c00001")) == 12 << 20
+    with pytest.raises(FormatError, match="exceeds the cap"):
+        wire.parse_header(bytes.fromhex("0100c00001"))
+    with pytest.raises(FormatError, match="exceeds the cap"):
+        wire.parse_header(bytes.fromhex("ffffffff01"))
+    with pytest.raises(FormatError, match="version 2, this is 1") as caught:
+        wire.parse_header(bytes.fromhex("0000000002"))
+    assert "one tiercache version" in caught.value.remedy
+
+
+def test_no_frame_leaves_that_the_other_side_would_refuse() -> None:
+    wire.frame(wire.WriteData(1, bytes(wire.MAX_FRAME_BYTES - 16)))
+    with pytest.raises(FormatError, match="exceeds the cap"):
+        wire.frame(wire.WriteData(1, bytes(wire.MAX_FRAME_BYTES)))
