@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from tiercache.origins.resilient import Endpoints, ResilientOrigin
 
 log = logging.getLogger("tiercache.agent")
+# Two files of this size and the shared mapping are what Space sets aside as fixed overhead.
+LOG_BYTES = 256 * 1024
 
 
 def cache_directory(settings: Settings) -> CacheDirectory:
@@ -285,14 +288,10 @@ def run_agent(settings: Settings, *, announce: bool = True) -> int:
 
     Exactly one agent serves a directory: where another does, this one says so and leaves.
     """
-    logging.basicConfig(
-        level=settings.agent.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s pid=%(process)d %(message)s",
-        stream=sys.stderr,
-    )
     try:
         directory = cache_directory(settings)
         directory.prepare()
+        start_logging(settings.agent.log_level, directory.log if announce else None)
         lock_fd = directory.lock()
         if lock_fd is None:
             log.info("another agent serves %s", directory.root)
@@ -310,6 +309,18 @@ def run_agent(settings: Settings, *, announce: bool = True) -> int:
                 )
             )
         return 4
+
+
+def start_logging(level: str, path: str | None) -> None:
+    """Log to standard error, or to a file that is kept short: it counts towards the limit."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if path is not None:
+        handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s pid=%(process)d %(message)s",
+        handlers=[handler],
+    )
 
 
 def _run_loop(agent: Agent, announce: bool) -> None:

@@ -19,7 +19,7 @@ from tiercache.agent.fill import Filler, Target
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
-from tiercache.errors import NotFound, TiercacheError
+from tiercache.errors import NotFound, StaleHandle, TiercacheError
 from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
 from tiercache.policy.globs import GlobFilter
 from tiercache.policy.pages import RUN_PAGES
@@ -128,7 +128,7 @@ class Jobs:
             self._start(record.id, spec)
 
     async def start(self, spec: Prefetch) -> JobProgress:
-        """Begin a job and return its first state. Raises ConfigError for a bad pattern."""
+        """Begin a job and return its first state."""
         job_id = secrets.token_hex(4)
         if spec.background and not spec.dry_run:
             record = JobRecord(
@@ -278,12 +278,23 @@ class Jobs:
         while (item := await queue.get()) is not None:
             located, entry = item
             try:
-                await self._one(job, located, entry)
+                await self._newest(job, located, entry)
             except NotCached as error:
                 job.skipped += 1
                 self._limit(job, str(error))
             except (TiercacheError, OSError) as error:
                 job.note_error(located.path, error)
+
+    async def _newest(self, job: _Job, located: Located, entry: Entry) -> None:
+        """Fetch the version that was listed, or the one that has taken its place since."""
+        try:
+            await self._one(job, located, entry)
+        except StaleHandle:
+            found = await self._names.lookup(located)
+            if found.kind is not Kind.FILE:
+                raise NotFound("removed since it was listed", path=located.path) from None
+            newer = Entry(entry.name, Kind.FILE, found.size_bytes, found.token, found.mtime_s)
+            await self._one(job, located, newer)
 
     async def _one(self, job: _Job, located: Located, entry: Entry) -> None:
         record = self._index.get_object(located.digest)

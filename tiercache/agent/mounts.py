@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from tiercache import records
 from tiercache.errors import ConfigError, IsADirectory
 from tiercache.policy.mounts import MountTable
@@ -73,6 +75,12 @@ class Mounts:
         new_mounts, new_profiles = dict(self._mounts), dict(self._profiles)
         for profile in profiles:
             known = new_profiles.setdefault(profile.name, profile)
+            if not (known.environment_account and profile.environment_account):
+                # Only one of us has the variable: that one knows.
+                account = known.environment_account or profile.environment_account
+                known = msgspec.structs.replace(known, environment_account=account)
+                profile = msgspec.structs.replace(profile, environment_account=account)
+                new_profiles[profile.name] = known
             if known != profile:
                 raise ConfigError(
                     f"profile {profile.name!r} differs from the one the running agent has",

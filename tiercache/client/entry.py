@@ -128,6 +128,13 @@ class Entry:
         """Whether any of its extents is held."""
         return any(segment.held.ext is not None for segment in self.segments)
 
+    def segment_of(self, offset: int) -> Segment | None:
+        """Return the segment that holds this byte of the object; None where none is laid out."""
+        segments = self.segments
+        if len(segments) == 1:
+            return segments[0]
+        return segments[offset // self.record.extent_bytes] if segments else None
+
     def segments_of(self, start: int, end: int) -> list[Segment]:
         """Return the segments that hold bytes [start, end) of the object."""
         if len(self.segments) == 1:

@@ -90,6 +90,8 @@ class ReadFile(io.RawIOBase):
         reader = self._reader()
         entry = self._entry
         start, end = clamp(offset, length, self.size)
+        if start == end:
+            return b""
         data = reader.read_verified(entry, start, end)
         if data is None:
             self._entry, data = reader.read_entry(entry, start, end - start)

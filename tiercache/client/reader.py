@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
 
@@ -17,16 +18,16 @@ from tiercache import records, wire
 from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
+from tiercache.client.presence import cached_bytes
 from tiercache.client.resolver import Name, Resolver
 from tiercache.client.spans import spans_of
 from tiercache.client.verify import VERIFY_BYTES, Verifier
 from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
-from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT, Kind, Stat
+from tiercache.model import PAGE_SHIFT, Kind, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s
-from tiercache.policy.pages import count_pages, has_page, page_count
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
 from tiercache.ports import ExtentDirectory, MetadataReader, SharedStateView
-from tiercache.records import BITMAP_BYTES, ObjectRecord
+from tiercache.records import ObjectRecord
 
 _EPOCH, _GENERATION = 1, 2
 # ~600 B each: 64 Ki names known by heart cost 40 MiB at most.
@@ -336,26 +337,29 @@ class Reader:
                 if data is not None:
                     return entry, data
             return entry, self._read_through(entry, start, end)
-        buffer = bytearray(end - start)
-        entry, _ = self.entry_into(entry, start, memoryview(buffer))
-        return entry, bytes(buffer)
+        # BytesIO hands out the very bytes it was filled in: one allocation and one copy, where
+        # bytes(bytearray) and b"".join would take two.
+        whole = BytesIO(bytes(end - start))
+        with whole.getbuffer() as view:
+            entry, _ = self.entry_into(entry, start, view)
+        return entry, whole.getvalue()
 
     def read_verified(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Return bytes that this process has verified in one open extent; None where the general
-        path is needed. ``start`` and ``end`` lie in the object."""
-        ext = entry.held.ext
-        if (
-            ext is not None
-            and end <= entry.fast_bytes
-            and entry.epoch == self._words[1]
-            and entry.verified.find(0, start >> 16, (end + 65535) >> 16) < 0
-        ):
-            self._visited[entry.slot] = 1
-            use = entry.use
-            use.hits += 1
-            use.hit_bytes += end - start
-            return _pread(ext.fd, end - start, entry.base + start)
-        return None
+        path is needed. ``start`` < ``end`` lie in the object."""
+        segment = entry.segment_of(start)
+        if segment is None or end > segment.end or entry.epoch != self._words[1]:
+            return None
+        ext = segment.held.ext
+        begin = start - segment.start
+        pages_end = (end - segment.start + 65535) >> 16
+        if ext is None or segment.verified.find(0, begin >> 16, pages_end) >= 0:
+            return None
+        self._visited[segment.slot] = 1
+        use = entry.use
+        use.hits += 1
+        use.hit_bytes += end - start
+        return _pread(ext.fd, end - start, segment.base + begin)
 
     def _first_touch(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Read and verify in one go what is present but not yet verified; None where the general
@@ -472,8 +476,10 @@ class Reader:
                 return None
             self._visited[segment.slot] = 1
             return _pread(ext.fd, end - start, segment.base + start - segment.start)
-        buffer = bytearray(end - start)
-        return bytes(buffer) if self._copy_into(entry, start, memoryview(buffer)) else None
+        whole = BytesIO(bytes(end - start))
+        with whole.getbuffer() as view:
+            copied = self._copy_into(entry, start, view)
+        return whole.getvalue() if copied else None
 
     def _copy_into(self, entry: Entry, start: int, buffer: memoryview) -> bool:
         end = start + len(buffer)
@@ -542,21 +548,7 @@ class Reader:
 
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of the last known version are present, asking nobody."""
-        name = self._resolver.locate(path)
-        raw = self._index.get(records.object_key(name.digest))
-        if raw is None:
-            return 0
-        record = records.decode_object(raw)
-        if record.packed or not record.data_id:
-            return record.size_bytes if record.packed else 0
-        count = page_count(record.size_bytes)
-        present, last = 0, False
-        for _, chunk in self._index.scan(records.chunk_prefix(record.data_id)):
-            present += count_pages(chunk[:BITMAP_BYTES])
-        key = records.chunk_key(record.data_id, (count - 1) // CHUNK_PAGES)
-        final = self._index.get(key)
-        last = final is not None and has_page(final, (count - 1) % CHUNK_PAGES)
-        return present * PAGE_BYTES - (count * PAGE_BYTES - record.size_bytes if last else 0)
+        return cached_bytes(self._index, self._resolver.locate(path).digest)
 
     # -- the rest ---------------------------------------------------------------------------
 
