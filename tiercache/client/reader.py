@@ -26,7 +26,7 @@ from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, Tie
 from tiercache.model import PAGE_SHIFT, Kind, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
-from tiercache.ports import ExtentDirectory, MetadataReader, SharedStateView
+from tiercache.ports import ExtentDirectory, ExtentReader, MetadataReader, SharedStateView
 from tiercache.records import ObjectRecord
 
 _EPOCH, _GENERATION = 1, 2
@@ -347,6 +347,11 @@ class Reader:
     def read_verified(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Return bytes that this process has verified in one open extent; None where the general
         path is needed. ``start`` < ``end`` lie in the object."""
+        place = self._verified(entry, start, end)
+        return None if place is None else _pread(place[0].fd, end - start, place[1])
+
+    def _verified(self, entry: Entry, start: int, end: int) -> tuple[ExtentReader, int] | None:
+        """Count a hit and return (extent, file offset) of verified bytes; None as above."""
         segment = entry.segment_of(start)
         if segment is None or end > segment.end or entry.epoch != self._words[1]:
             return None
@@ -359,7 +364,7 @@ class Reader:
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
-        return _pread(ext.fd, end - start, segment.base + begin)
+        return ext, segment.base + begin
 
     def _first_touch(self, entry: Entry, start: int, end: int) -> bytes | None:
         """Read and verify in one go what is present but not yet verified; None where the general
@@ -387,6 +392,10 @@ class Reader:
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
         """Read this version into ``buffer``, run by run, reading ahead of itself."""
         start, end = clamp(offset, len(buffer), entry.record.size_bytes)
+        place = self._verified(entry, start, end) if start < end else None
+        if place is not None:
+            if os.preadv(place[0].fd, [buffer[: end - start]], place[1]) == end - start:
+                return entry, end - start
         done = start
         while done < end:
             stop = min(end, done + wire.MAX_SPAN_BYTES)
