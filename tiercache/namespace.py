@@ -28,7 +28,7 @@ from tiercache.settings import MountSettings, Settings
 
 COPY_BYTES = 8 << 20
 # A listing is in the index when the agent answers; one that is gone again is asked for anew.
-LISTING_ROUNDS = 8
+SETTLE_ROUNDS = 8
 
 # The class has a method of the name ``list``.
 _Parts = list[records.ListingPart]
@@ -176,11 +176,19 @@ class Namespace:
 
     def local_path(self, path: str, pin: bool = True) -> str:
         """Return a real file with exactly the object's bytes, fetched whole, read-only by
-        contract. With ``pin`` it stays until ``unpin``; without, until it is evicted.
+        contract. With ``pin`` it stays until ``unpin``; without, until it is evicted. Every page
+        of it is verified, once by each process.
 
         Raises CacheFull where the object has no room.
         """
-        return self.client.link.request(wire.LocalPath(path, pin), wire.Local).file
+        request = wire.LocalPath(path, pin)
+        file = self.client.link.request(request, wire.Local).file
+        for _ in range(SETTLE_ROUNDS):
+            places = {extent.file for extent in self.locate(path)}
+            if places <= {file}:
+                break
+            file = self.client.link.request(request, wire.Local).file  # evicted meanwhile
+        return file
 
     def locate(self, path: str, offset: int = 0, length: int | None = None) -> list[FileExtent]:
         """Make the bytes present and return where they lie, in order, for readers that go to the
@@ -286,7 +294,7 @@ class Namespace:
 
     def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> _Entries:
         parts = None if refresh else self._stored_listing(name, recursive, check=True)
-        for _ in range(LISTING_ROUNDS):
+        for _ in range(SETTLE_ROUNDS):
             if parts is not None:
                 break
             request = wire.ListNames(path, recursive, refresh)

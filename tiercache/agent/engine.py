@@ -244,7 +244,7 @@ class Engine:
         self, digest: bytes, path: str, data_id: int, suspects: Iterable[int]
     ) -> int:
         record = self.index.get_object(digest)
-        if record is None or record.data_id != data_id:
+        if record is None or not data_id or record.data_id != data_id:
             return 0
         bad = [page for page in suspects if self._is_bad(record, page)]
         if bad and record.packed:

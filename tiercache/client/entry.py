@@ -123,6 +123,12 @@ class Entry:
         if len(self.segments) == 1:
             self.held = held
 
+    def distrust(self, start: int, end: int) -> None:
+        """Forget that the pages of bytes [start, end) were verified."""
+        for segment in self.segments_of(start, end):
+            first, last = span_pages(segment, start, end)
+            segment.verified[first:last] = bytes(last - first)
+
     @property
     def is_open(self) -> bool:
         """Whether any of its extents is held."""

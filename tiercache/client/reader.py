@@ -15,6 +15,7 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
 
 from tiercache import records, wire
+from tiercache.client.copying import copy, copy_into, into_whole, read_whole
 from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
@@ -91,7 +92,13 @@ class Reader:
                 use = entry.use
                 use.hits += 1
                 use.hit_bytes += length
-                return _pread(ext.fd, length, entry.base + offset)
+                try:
+                    data = _pread(ext.fd, length, entry.base + offset)
+                except OSError:
+                    data = b""  # the device fails: the general path knows how to go on
+                if len(data) == length:
+                    return data
+                entry.distrust(offset, end)
         try:
             entry = self.entry_unasked(path) or self.entry(path)
             return self.read_entry(entry, offset, length)[1]
@@ -117,7 +124,9 @@ class Reader:
                 use.hits += 1
                 use.hit_bytes += length
                 start = entry.base + offset
-                return mapping[start : start + length]
+                view = mapping[start : start + length]
+                if len(view) == length:
+                    return view
         return self._view_slow(path, offset, length)
 
     def _view_slow(self, path: str, offset: int, length: int | None) -> memoryview:
@@ -140,7 +149,9 @@ class Reader:
             mapping = segment.held.map = ext.view()
             self._visited[segment.slot] = 1
             first = segment.base + start - segment.start
-            return mapping[first : first + end - start]
+            view = mapping[first : first + end - start]
+            if len(view) == end - start:  # else the file was cut off when it was mapped
+                return view
         return memoryview(self.read_entry(entry, offset, length)[1])
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
@@ -333,7 +344,7 @@ class Reader:
                 entry, inline = self._make_readable(entry, start, end)
                 if inline is not None:
                     return entry, inline
-                data = self._copy(entry, start, end)
+                data = copy(entry, start, end, self._visited)
                 if data is not None:
                     return entry, data
             return entry, self._read_through(entry, start, end)
@@ -348,7 +359,7 @@ class Reader:
         """Return bytes that this process has verified in one open extent; None where the general
         path is needed. ``start`` < ``end`` lie in the object."""
         place = self._verified(entry, start, end)
-        return None if place is None else _pread(place[0].fd, end - start, place[1])
+        return None if place is None else read_whole(place[0], entry, (start, end), place[1])
 
     def _verified(self, entry: Entry, start: int, end: int) -> tuple[ExtentReader, int] | None:
         """Count a hit and return (extent, file offset) of verified bytes; None as above."""
@@ -394,18 +405,21 @@ class Reader:
         start, end = clamp(offset, len(buffer), entry.record.size_bytes)
         place = self._verified(entry, start, end) if start < end else None
         if place is not None:
-            if os.preadv(place[0].fd, [buffer[: end - start]], place[1]) == end - start:
+            if into_whole(place[0], entry, start, buffer[: end - start], place[1]):
                 return entry, end - start
-        done = start
+        done, rounds = start, 0
         while done < end:
             stop = min(end, done + wire.MAX_SPAN_BYTES)
             entry, inline = self._make_readable(entry, done, stop, wanted=end)
             part = buffer[done - start : stop - start]
+            if inline is None and rounds == ROUNDS:
+                inline = self._read_through(entry, done, stop)
             if inline is not None:
                 part[:] = inline
-            elif not self._copy_into(entry, done, part):
+            elif not copy_into(entry, done, part, self._visited):
+                rounds += 1
                 continue
-            done = stop
+            done, rounds = stop, 0
         return entry, end - start
 
     def _make_readable(
@@ -417,7 +431,7 @@ class Reader:
         ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
         if wanted > end and not ahead[1]:
             ahead = (end, min(wanted - end, MAX_WINDOW_BYTES))
-        is_hit = True
+        is_hit, asked = True, b""
         for _ in range(ROUNDS):
             entry = self.current(entry)
             missing = self._missing(entry, start, end)
@@ -425,6 +439,10 @@ class Reader:
                 if is_hit:
                     self._note_hit(entry, start, end, ahead)
                 return entry, None
+            if asked and entry.raw == asked and entry.record.data_id:
+                # It is there, said the agent, and yet it is not: let it look.
+                self._verifier.report(entry, missing)
+            asked = entry.raw
             spans = spans_of(missing, start, end)
             fill = wire.Fill(entry.path, entry.record.token, spans, ahead)
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
@@ -474,36 +492,6 @@ class Reader:
                     for page in self._verifier.verify(entry, segment, first, last)
                 ]
         return missing
-
-    def _copy(self, entry: Entry, start: int, end: int) -> bytes | None:
-        """Return verified bytes; None where an extent was let go of meanwhile."""
-        segments = entry.segments_of(start, end)
-        if len(segments) == 1:
-            segment = segments[0]
-            ext = segment.held.ext
-            if ext is None:
-                return None
-            self._visited[segment.slot] = 1
-            return _pread(ext.fd, end - start, segment.base + start - segment.start)
-        whole = BytesIO(bytes(end - start))
-        with whole.getbuffer() as view:
-            copied = self._copy_into(entry, start, view)
-        return whole.getvalue() if copied else None
-
-    def _copy_into(self, entry: Entry, start: int, buffer: memoryview) -> bool:
-        end = start + len(buffer)
-        for segment in entry.segments_of(start, end):
-            ext = segment.held.ext
-            if ext is None:
-                return False
-            first, last = max(start, segment.start), min(end, segment.end)
-            self._visited[segment.slot] = 1
-            part = buffer[first - start : last - start]
-            offset = segment.base + first - segment.start
-            while len(part):
-                part = part[os.preadv(ext.fd, [part], offset) :]
-                offset = segment.base + last - segment.start - len(part)
-        return True
 
     def _read_through(self, entry: Entry, start: int, end: int) -> bytes:
         parts = []

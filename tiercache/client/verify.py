@@ -16,7 +16,7 @@ from tiercache.client.link import Link
 from tiercache.errors import CorruptPage
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT
 from tiercache.policy.pages import has_page
-from tiercache.ports import MetadataReader
+from tiercache.ports import ExtentReader, MetadataReader
 from tiercache.records import BITMAP_BYTES
 
 # Verification reads through a buffer that stays in the processor's cache.
@@ -81,16 +81,17 @@ class Verifier:
 
     def verify(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
         """Check pages that are present for the first time; return those found bad, reported."""
-        bad = []
+        bad: list[int] = []
         step = VERIFY_BYTES >> PAGE_SHIFT
         for start in range(first, last, step):
-            bad += self._verify_block(entry, segment, start, min(last, start + step))
+            ext = segment.held.ext
+            if ext is None:  # let go of meanwhile, which says nothing of its bytes
+                entry.epoch = UNCHECKED
+                return bad + list(range(start, last))
+            bad += self._verify_block(ext, entry, segment, (start, min(last, start + step)))
         if bad:
             base = segment.start >> PAGE_SHIFT
-            report = wire.ReportCorrupt(
-                entry.path, entry.record.data_id, tuple(base + page for page in bad)
-            )
-            dropped = self._link.request(report, wire.Done).count
+            dropped = self.report(entry, [(base + page, base + page + 1) for page in bad])
             unmoved = self._index.get(records.object_key(entry.digest)) == entry.raw
             if not dropped and unmoved:
                 raise CorruptPage(
@@ -99,10 +100,17 @@ class Verifier:
             entry.epoch = UNCHECKED
         return bad
 
-    def _verify_block(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
-        ext = segment.held.ext
-        if ext is None:
-            return list(range(first, last))
+    def report(self, entry: Entry, spans: list[tuple[int, int]]) -> int:
+        """Let the agent look at these pages of the object; return how many were bad there, and
+        are dropped."""
+        suspects = tuple(page for span in spans for page in range(*span))
+        report = wire.ReportCorrupt(entry.path, entry.record.data_id, suspects)
+        return self._link.request(report, wire.Done).count
+
+    def _verify_block(
+        self, ext: ExtentReader, entry: Entry, segment: Segment, span: tuple[int, int]
+    ) -> list[int]:
+        first, last = span
         length = min(last << PAGE_SHIFT, segment.end - segment.start) - (first << PAGE_SHIFT)
         buffer = self._buffer()[:length]
         try:
