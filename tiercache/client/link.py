@@ -28,6 +28,10 @@ ATTEMPTS = 4
 START_TIMEOUT_S = 15.0
 # An agent that announced itself listens; one that gives way to another may wait for its end.
 RESTART_S = 0.3
+# The deadline ends the attempts long before; and an agent that dies at once three times over
+# will die a fourth time.
+START_ATTEMPTS = 100
+SILENT_ATTEMPTS = 3
 POLL_S = 0.005
 # A fill that waits for room may wait for extents that this very process holds open.
 MEANWHILE_S = 0.01
@@ -88,12 +92,20 @@ class Link:
             return self._connect()
         with self._lock:
             deadline = time.monotonic() + START_TIMEOUT_S
-            while True:
-                # Again and again: the agent that was faster than ours may be one that is leaving.
-                self._start_agent()
+            for attempt in range(1, START_ATTEMPTS + 1):
+                # Again and again: the agent that was faster than ours may be one that is leaving,
+                # and ours may have been killed before it could say a word.
+                try:
+                    self._start_agent()
+                except AgentUnavailable:
+                    if attempt >= SILENT_ATTEMPTS or time.monotonic() > deadline:
+                        raise
                 sock = self._connect_within(RESTART_S, deadline)
                 if sock is not None:
                     return sock
+            raise AgentUnavailable(
+                "no agent stays", path=self._socket_path, remedy="see agent.log beside the socket"
+            )
 
     def _connect_within(self, seconds: float, deadline: float) -> socket.socket | None:
         """Return a connection, None where nobody listens for so long. Raises AgentUnavailable
