@@ -97,8 +97,8 @@ class Mounts:
                     "tiercache agent stop",
                 )
         if new_mounts != self._mounts or new_profiles != self._profiles:
+            self._table = MountTable(new_mounts.values(), new_profiles)
             self._mounts, self._profiles = new_mounts, new_profiles
-            self._table = MountTable(self._mounts.values(), self._profiles)
 
     def locate(self, path: str) -> Located:
         """Resolve a path or URL. Raises NotFound or ConfigError where nothing is mounted there."""

@@ -30,6 +30,8 @@ _UCRED = struct.Struct("3i")
 STREAM_BYTES = 1 << 20
 # A request is one frame; a peer that stops in the middle of one is dropped after this.
 HALF_FRAME_S = 10.0
+# A whole node's workers may come in the same moment; the kernel refuses who finds the queue full.
+BACKLOG = 1024
 # A long poll of a job ends at the latest after this, so that a dead peer is noticed.
 MAX_WAIT_S = 30.0
 
@@ -93,7 +95,7 @@ class Server:
         listener = bind(self._directory.socket)
         self._listener_fd = listener.fileno()
         self._server = await asyncio.start_unix_server(
-            self._accept, sock=listener, limit=STREAM_BYTES
+            self._accept, sock=listener, limit=STREAM_BYTES, backlog=BACKLOG
         )
 
     async def stop(self) -> None:
@@ -131,7 +133,7 @@ class Server:
                 return
             self.peers[number] = peer
             await self._serve(peer, reader, writer)
-        except (FormatError, msgspec.DecodeError, TimeoutError) as error:
+        except (FormatError, msgspec.DecodeError, UnicodeDecodeError, TimeoutError) as error:
             self.dropped_peers += 1
             log.warning("dropped a peer that talks nonsense: %s", error)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -153,10 +155,12 @@ class Server:
         self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while True:
-            header = await reader.readexactly(wire.HEADER.size)
-            length = wire.parse_header(header)
+            header = await reader.read(wire.HEADER.size)
+            if not header:
+                return
             async with asyncio.timeout(HALF_FRAME_S):
-                body = await reader.readexactly(length)
+                header += await reader.readexactly(wire.HEADER.size - len(header))
+                body = await reader.readexactly(wire.parse_header(header))
             request = wire.decode_request(body)
             peer.requests += 1
             if isinstance(request, wire.Advise):
@@ -272,5 +276,5 @@ def bind(path: str) -> socket.socket:
         os.umask(mask)
         with contextlib.suppress(OSError):
             os.close(folder)
-    listener.listen(1024)
+    listener.listen(BACKLOG)
     return listener

@@ -219,10 +219,21 @@ class Link:
 
 
 def connect(sock: socket.socket, path: str) -> None:
-    """Connect to a socket file whose path may be longer than the kernel's 107 bytes."""
+    """Connect to a socket file whose path may be longer than the kernel's 107 bytes.
+
+    Waits while the listener's queue is full, for CONNECT_TIMEOUT_S at most.
+    """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
     try:
-        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        while True:
+            try:
+                sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
     finally:
         os.close(folder)
 

@@ -133,7 +133,8 @@ class ExtentFiles(ExtentReaders):
         self._trash = f"{self._root}/{TRASH}"
         self._writable_handles = writable_handles
         self._lock = threading.Lock()
-        os.makedirs(self._trash, mode=0o700, exist_ok=True)
+        for folder in (self._root, self._trash):  # the mode is of the last one made only
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         # Guarded by _lock
         self._writable: OrderedDict[int, OpenExtent] = OrderedDict()
         self._discarded: set[int] = {
