@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests.fault.cache_rig import (
     namespace,
     wait_for,
 )
+from tests.fault.other_user import as_root, run_as_nobody
 from tiercache import wire
 from tiercache.agent.server import HALF_FRAME_S
 from tiercache.client.link import connect, receive
@@ -323,32 +324,6 @@ def test_modes_are_private(rig: Rig) -> None:
             assert mode & 0o077 == 0, (path, oct(mode))
     assert modes[rig.cache_dir / "agent.sock"] & 0o777 == 0o600
     assert modes[rig.cache_dir] & 0o777 == 0o700
-
-
-# A test may be root's; then another user is one system call away.
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-NOBODY = 65534
-
-
-def run_as_nobody(function: Callable[[], str]) -> str:
-    """Run in a forked child of another user and return what it says."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            said = function()
-        except BaseException as error:  # the child's top: told to the parent
-            said = repr(error)
-        os.write(theirs, said.encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return said
 
 
 @as_root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ INDEX = "index.lmdb"
 STATE = "shared.state"
 LOG = "agent.log"
 EXTENTS = "extents"
+
+# Whoever starts an agent opens its log first; superblocks are written under another name.
+_OURS_AT_FIRST = re.compile(rf"{re.escape(LOG)}|superblock\..*").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class CacheDirectory:
     def prepare(self) -> None:
         """Make the directory with private modes and write or check its superblock.
 
-        Raises FormatError for a directory of another format, AccessDenied for one that others may
-        enter or that is not ours, ConfigError where it cannot be made.
+        Raises FormatError for a directory of another format, AccessDenied for another user's,
+        ConfigError where it cannot be made or holds other files.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,22 +66,26 @@ class CacheDirectory:
                 path=str(self.root),
                 remedy="name a writable place with --cache-dir or cache.dir",
             ) from error
-        self.check_private()
+        self._check_ours()
         self._check_format()
 
-    def check_private(self) -> None:
+    def _check_ours(self) -> None:
         status = self.root.stat()
         if status.st_uid not in (os.geteuid(), 0):
-            raise AccessDenied("the cache directory belongs to another user", path=str(self.root))
+            raise AccessDenied(
+                "the cache directory belongs to another user",
+                path=str(self.root),
+                remedy="name one of your own with --cache-dir or cache.dir",
+            )
+        # What agents make comes after the superblock, so its absence is looked at last.
+        foreign = [file.name for file in self.root.iterdir() if not _OURS_AT_FIRST(file.name)]
+        if foreign and not (self.root / SUPERBLOCK).exists():
+            raise ConfigError(
+                "the directory holds other files and is not a cache",
+                path=str(self.root),
+                remedy="name an empty or new directory",
+            )
         if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            # Whoever starts an agent opens its log first.
-            if any(file.name != LOG for file in self.root.iterdir()):
-                if not (self.root / SUPERBLOCK).exists():
-                    raise ConfigError(
-                        "the directory holds other files and is not a cache",
-                        path=str(self.root),
-                        remedy="name an empty or new directory",
-                    )
             self.root.chmod(0o700)
 
     def _check_format(self) -> None:

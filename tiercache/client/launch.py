@@ -6,10 +6,11 @@ import select
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from tiercache.errors import AgentUnavailable, from_wire
+from tiercache.errors import AgentUnavailable, ConfigError, from_wire
 from tiercache.settings import Settings
 
 READY_TIMEOUT_S = 15.0
@@ -31,11 +32,11 @@ class Announcement(msgspec.Struct, frozen=True):
 def start_agent(settings: Settings, log_path: str) -> None:
     """Start an agent for this cache directory and return when it, or one that was faster, serves.
 
-    Raises what kept the agent from starting; AgentUnavailable when it says nothing.
+    Raises what kept the agent from starting; ConfigError where the directory cannot be written,
+    AgentUnavailable when the agent says nothing.
     """
     _started[:] = [process for process in _started if process.poll() is None]
-    Path(settings.cache.dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(log_path, "ab") as log:
+    with _log(settings.cache.dir, log_path) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tiercache.daemon"],
             stdin=subprocess.PIPE,
@@ -63,6 +64,18 @@ def start_agent(settings: Settings, log_path: str) -> None:
     said = msgspec.json.decode(line, type=Announcement)
     if said.state == "failed":
         raise from_wire(said.error, said.message, said.path, said.remedy)
+
+
+def _log(cache_dir: str, log_path: str) -> BinaryIO:
+    try:
+        Path(cache_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return open(log_path, "ab")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the cache directory: {error.strerror}",
+            path=cache_dir,
+            remedy="name a writable place with --cache-dir or cache.dir",
+        ) from error
 
 
 def _last_line(log_path: str) -> str:
