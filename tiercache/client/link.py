@@ -7,12 +7,13 @@ fork: the child begins with an empty pool.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tiercache import wire
@@ -95,17 +96,41 @@ class Link:
             for attempt in range(1, START_ATTEMPTS + 1):
                 # Again and again: the agent that was faster than ours may be one that is leaving,
                 # and ours may have been killed before it could say a word.
+                sock: socket.socket | None = None
                 try:
-                    self._start_agent()
+                    with self._alone(deadline):
+                        sock = self._connect_within(0.0, deadline)
+                        if sock is None:
+                            self._start_agent()
+                            sock = self._connect_within(RESTART_S, deadline)
                 except AgentUnavailable:
                     if attempt >= SILENT_ATTEMPTS or time.monotonic() > deadline:
                         raise
-                sock = self._connect_within(RESTART_S, deadline)
                 if sock is not None:
                     return sock
             raise AgentUnavailable(
                 "no agent stays", path=self._socket_path, remedy="see agent.log beside the socket"
             )
+
+    @contextlib.contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        """Be the one process of the node that starts an agent: of the many whose agent has just
+        died, the others wait and find the new one. Goes on regardless past the deadline."""
+        try:
+            fd = os.open(os.path.dirname(self._socket_path) + "/agent.log", os.O_RDWR)
+        except FileNotFoundError:
+            yield  # nobody has ever started one here
+            return
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(POLL_S)
+            yield
+        finally:
+            os.close(fd)
 
     def _connect_within(self, seconds: float, deadline: float) -> socket.socket | None:
         """Return a connection, None where nobody listens for so long. Raises AgentUnavailable
