@@ -328,3 +328,39 @@ def is_absent(ns: Namespace, path: str) -> bool:
         return not ns.exists(path)
     except OriginUnavailable:
         return False
+
+
+@pytest.mark.parametrize("outage", ["black hole", "500", "503", "down"])
+@pytest.mark.parametrize("cloud", ["azure", "gcs"])
+def test_an_outage_of_another_cloud(
+    request: pytest.FixtureRequest,
+    new_bucket: Callable[[ObjectServer], str],
+    tmp_path: Path,
+    cloud: str,
+    outage: str,
+) -> None:
+    server: ObjectServer = request.getfixturevalue(cloud)
+    with rig_of(server, new_bucket(server), tmp_path) as rig:
+        rig.put("big.bin", BIG)
+        rig.put("unseen.bin", SMALL)
+        ns = rig.namespace(ttl_s=0.3)
+        assert ns.read("/m/big.bin") == BIG
+        names = ns.list("/m")
+        inject, kind = OUTAGES[outage]
+        inject(rig.proxy)
+        calls: list[Callable[[], object]] = [
+            lambda: ns.read("/m/unseen.bin"),
+            lambda: ns.exists("/m/never"),
+            lambda: ns.list("/m", recursive=True),
+        ]
+        if cloud != "gcs":  # obstore asks the cloud for a token before any write
+            calls.append(lambda: ns.write("/m/new", b"x"))
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for took in pool.map(lambda call: fails(call, kind), calls):
+                assert took < IN_TIME_S
+        started = time.monotonic()
+        assert ns.read("/m/big.bin") == BIG and ns.stat("/m/big.bin").stale
+        assert ns.list("/m") == names
+        assert time.monotonic() - started < AT_ONCE_S
+        rig.proxy.heal()
+        eventually(lambda: reads(ns, "/m/unseen.bin", SMALL), within_s=20)

@@ -135,6 +135,22 @@ def test_an_object_and_a_directory_of_one_name(rig: Rig) -> None:
     assert not ns.exists("/m/a")
 
 
+def test_own_writes_of_odd_names_show_in_what_was_known(rig: Rig) -> None:
+    ns = rig.namespace(ttl_s=3600.0, negative_ttl_s=3600.0)
+    rig.put("x/seen", b"1")
+    for path in ("/m", "/m/x", "/m/x/", "/m/t", "/m/x//", "/m/x//y"):
+        ns.exists(path)
+        if path in ("/m", "/m/x", "/m/x/"):
+            ns.list(path), ns.list(path, recursive=True)
+    ns.write("/m/x//y", b"2")
+    ns.write("/m/t/", b"3")
+    names = {entry.name for entry in ns.list("/m", recursive=True)}
+    assert names == {"x/seen", "x//y", "t/"}
+    assert {entry.name for entry in ns.list("/m/x", recursive=True)} == {"seen", "/y"}
+    assert ns.read("/m/x//y") == b"2" and ns.stat("/m/t").is_dir and ns.read("/m/t/") == b"3"
+    assert {entry.name for entry in ns.list("/m")} == {"x", "t"}
+
+
 def test_directory_markers_are_directories(rig: Rig) -> None:
     rig.put("made/", b"")
     rig.put("made/inside", b"x")

@@ -111,7 +111,7 @@ def infer(index: Index, name: ListingName) -> ListingPart | None:
             break
         if not prefix:
             return None
-        prefix = prefix[: prefix.rstrip("/").rfind("/") + 1]
+        prefix = prefix[: prefix.rfind("/", 0, len(prefix) - 1) + 1]
     below = name.prefix[len(prefix) :]
     entries = sorted(
         _below((entry for part in parts for entry in part.entries), below, name.recursive),

@@ -6,7 +6,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -239,6 +239,8 @@ class Names:
         """Put the outcome of this node's own write or removal, which was sent at ``sent_s`` and
         has just ended; the caller settles it."""
         self.doubt(located)
+        # In doubt it may be a fallback; now it is known to be wrong.
+        self.forget_listings(located.origin.url, located.key)
         return self._replace(located, kind, info, sent_s)
 
     def doubt(self, located: Located) -> None:
@@ -255,7 +257,7 @@ class Names:
             if name.origin == located.origin.url and located.key.startswith(name.prefix):
                 draft.overtaken = True
         self.forget(located)
-        self.forget_listings(located.origin.url, located.key)
+        self._expire_listings(located.origin.url, located.key)
         self._forget_parents(located)
 
     async def settle(self) -> None:
@@ -390,22 +392,22 @@ class Names:
         return entries
 
     def forget_listings(self, origin: str, key: str) -> None:
-        """Drop the listings that a change of ``key`` makes wrong: its directory's, and the
-        recursive ones of all directories above."""
-        prefix = key
-        while True:
-            cut = prefix.rstrip("/").rfind("/")
-            prefix = prefix[: cut + 1] if cut >= 0 else ""
-            self._index.put(records.listing_key(origin, prefix, True, 0), None)
-            # A new deep key may make new directories all the way up.
-            self._index.put(records.listing_key(origin, prefix, False, 0), None)
-            if not prefix:
-                return
+        """Drop the listings that a change of ``key`` makes wrong."""
+        for name in _listings_with(origin, key):
+            self._index.put(name.key(0), None)
+
+    def _expire_listings(self, origin: str, key: str) -> None:
+        """Make the next use of those listings ask; the origin silent, they are better than none."""
+        for name in _listings_with(origin, key):
+            part = part_of(self._index, name, 0)
+            if part is not None:
+                expired = msgspec.structs.replace(part, boot="")
+                self._index.put(name.key(0), records.encode(expired))
 
     def _forget_parents(self, located: Located) -> None:
         """Forget what is known of the directories above: with this key they came to be, or
         vanished."""
-        key = located.key.rstrip("/")
+        key = located.key
         while "/" in key:
             key = key[: key.rfind("/")]
             digest = records.name_hash(located.origin.url, key)
@@ -435,6 +437,15 @@ class Names:
 
 def _listing_name(located: Located, recursive: bool) -> ListingName:
     return ListingName(located.origin.url, located.directory_prefix, recursive)
+
+
+def _listings_with(origin: str, key: str) -> Iterator[ListingName]:
+    """Yield the listings in which ``key`` shows, or may have made a directory show: those of all
+    directories above it."""
+    above = ["", *(key[: place + 1] for place, char in enumerate(key) if char == "/")]
+    for prefix in above:
+        yield ListingName(origin, prefix, True)
+        yield ListingName(origin, prefix, False)
 
 
 def _forgotten(record: ObjectRecord) -> ObjectRecord:
