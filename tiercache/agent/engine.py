@@ -43,6 +43,8 @@ log = logging.getLogger("tiercache.agent")
 # Four disk threads: NVMe wants depth, and Python's share of a write is small.
 DISK_THREADS = 4
 TICK_S = 1.0
+# One reader's window takes at most this share of a small cache.
+AHEAD_SHARE = 8
 # Readers that were killed keep their slots in the index, and old pages, for so long. The slots are
 # 4,096: a node that kills a hundred readers a second would need this to be shorter.
 READER_CHECK_S = 30.0
@@ -196,9 +198,11 @@ class Engine:
     def _read_ahead(self, target: Target, span: tuple[int, int]) -> None:
         if not span[1]:
             return
+        # What is fetched ahead must still be there when its reader comes.
+        length = min(span[1], self.space.capacity_bytes // AHEAD_SHARE)
         # Read-ahead is a favour: whatever forbids it is the next read's to report.
         with contextlib.suppress(NotCached, TiercacheError):
-            self.filler.begin(target, [span])
+            self.filler.begin(target, [(span[0], length)])
 
     def advise(self, request: wire.Advise) -> None:
         with contextlib.suppress(TiercacheError):

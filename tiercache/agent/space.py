@@ -298,10 +298,11 @@ class Space:
         """Make progress towards what is wanted; return False where none is possible."""
         if self.reap():
             return True
+        missing = max(1, self._wanted_bytes + self.headroom_bytes - self.ledger.room_bytes)
         coming = self._coming_bytes()
-        if coming < max(self._wanted_bytes, self.capacity_bytes // COMING_SHARE):
-            if await self._evict_one():
-                return True
+        goal = max(missing, self.capacity_bytes // COMING_SHARE) if coming else missing
+        if coming < goal and await self._evict_some(goal - coming):
+            return True
         if not coming:
             return False
         await asyncio.sleep(HELD_POLL_S)
@@ -315,15 +316,41 @@ class Space:
         self._forgotten_s = {i: at for i, at in self._forgotten_s.items() if i in held}
         return sum(held[i] for i, at in self._forgotten_s.items() if at > since)
 
-    async def _evict_one(self) -> bool:
-        """Evict the next victim that agrees to go; False where none does in two rounds."""
+    async def _evict_some(self, wanted_bytes: int) -> bool:
+        """Evict so many bytes of victims with one commit; False where none agrees to go in two
+        rounds."""
         for _ in range(2 * len(self._sieve)):
-            victim = self._sieve.victim(take_visited=self._take_visited, evictable=self._evictable)
-            if victim is None:
+            victims = self._victims(wanted_bytes)
+            if not victims:
                 return False
-            if await self.evict(self.live[victim]):
+            outcomes = await asyncio.gather(
+                *(self.evict(victim) for victim in victims), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            if any(outcomes):
                 return True
         return False
+
+    def _victims(self, wanted_bytes: int) -> list[ExtentState]:
+        """Return the next victims; of packs one at most, since copying one forward needs the
+        headroom."""
+        victims: dict[int, ExtentState] = {}
+        found_bytes = 0
+        while found_bytes < wanted_bytes:
+            victim = self._sieve.victim(
+                take_visited=self._take_visited,
+                evictable=lambda extent_id: extent_id not in victims and self._evictable(extent_id),
+            )
+            if victim is None:
+                break
+            state = self.live[victim]
+            if state.is_pack and any(other.is_pack for other in victims.values()):
+                break
+            victims[victim] = state
+            found_bytes += self.ledger.charge_of(victim)
+        return list(victims.values())
 
     def _take_visited(self, extent_id: int) -> bool:
         state = self.live[extent_id]
