@@ -33,6 +33,7 @@ from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import ProfileSettings, Settings
 
 if TYPE_CHECKING:
+    from tiercache.agent.engine import Engine
     from tiercache.agent.fsck import FsckReport
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Agent:
     ready: threading.Event = field(default_factory=threading.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     descriptors: Callable[[], list[int]] = list
+    engine: Engine | None = None
 
     async def run(self, announce: bool) -> None:
         # Imported here: a client never needs the engine, and starts faster without it.
@@ -170,6 +172,7 @@ class Agent:
                 clock=clock,
             ),
         )
+        self.engine = engine
         server = Server(engine, directory, clock)
         metrics = MetricsServer(settings.agent.metrics_address, engine)
         # Ended in the opposite order, also where one of them cannot start.

@@ -356,6 +356,12 @@ class Engine:
     async def copy(self, request: wire.CopyObject) -> wire.Done:
         source = self.mounts.locate(request.source)
         target = self.mounts.locate(request.target)
+        if source.digest == target.digest:
+            # A copy onto itself does nothing; removing the source afterwards would lose the object.
+            found = await self.names.lookup(source)
+            if found.kind is not Kind.FILE:
+                raise NotFound("no such object", path=request.source)
+            return wire.Done(1)
         if source.origin is not target.origin:
             raise Unsupported("a server-side copy needs one origin", path=request.target)
         if request.remove_source:

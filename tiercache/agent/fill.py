@@ -113,7 +113,9 @@ class Filler:
         if record.size_bytes == 0:
             return set()
         if self._space.placement.is_small(record.size_bytes):
-            return set() if record.packed else {self.begin_small(target)}
+            # It may lie in a file of its own, for local_path().
+            whole = record.packed or self._contents.is_whole(record)
+            return set() if whole else {self.begin_small(target)}
         record = self._contents.lay_out(target.digest, record)
         waits: set[asyncio.Task[None]] = set()
         for offset, length in spans:
@@ -291,6 +293,7 @@ class Filler:
             current = self._index.get_object(digest)
             if current is None or current.token != record.token or current.packed:
                 return  # replaced meanwhile; the appended bytes are dead space
+            self._contents.drop_object(current)  # what is left of a file of its own
             slot = state.slot + offset * state.slots // state.length_bytes
             self._index.put_object(
                 digest,
