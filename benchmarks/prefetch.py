@@ -74,7 +74,7 @@ def prefetch_large(lab: Lab) -> Result:
             prepare=target.renew,
         )
         meter = Meter(namespace)
-        race.run(scale.cold_rounds, warm_up=0 if scale.short else 1)
+        race.run(scale.cold_rounds)
         tiers = meter.read()
         target.remove()
     figure = race.median("ns.prefetch")
