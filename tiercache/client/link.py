@@ -170,8 +170,10 @@ class Link:
         for attempt in range(ATTEMPTS):
             sock = self._take()
             self._busy.add(sock)
+            sent = False
             try:
                 sock.sendall(frame)
+                sent = True
                 if meanwhile is not None:
                     _wait_with(sock, meanwhile)
                 answer = receive(sock)
@@ -186,7 +188,8 @@ class Link:
             except (OSError, EOFError) as error:
                 sock.close()
                 self._drop_idle()
-                if isinstance(message, _ONCE) or attempt == ATTEMPTS - 1:
+                # A frame that was not sent whole was not acted upon.
+                if (sent and isinstance(message, _ONCE)) or attempt == ATTEMPTS - 1:
                     raise AgentUnavailable(
                         f"the agent went away during {type(message).__name__}: {error}",
                         path=getattr(message, "path", ""),
