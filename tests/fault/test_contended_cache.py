@@ -47,9 +47,7 @@ def _together(work: Callable[[random.Random], None], seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_reads_evictions_and_local_files_at_once(
-    tmp_path: Path, seed: int, embedded: bool
-) -> None:
+def test_reads_evictions_and_local_files_at_once(tmp_path: Path, seed: int, embedded: bool) -> None:
     origin = FileOrigin(tmp_path / "origin")
     sizes = [3 * MIB] * 6 + [50_000] * 100 + [700 * KIB] * 10
     objects = origin.fill(seed, sizes)

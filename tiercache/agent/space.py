@@ -8,6 +8,7 @@ extent to evict. Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -141,6 +142,10 @@ class Space:
         self._slots = Slots(state.slots_count)
         self._next_id = 1
         self._reclaiming = asyncio.Lock()
+        # Why the file system, not the limit, keeps the cache small; empty where it does not.
+        self.shortage = ""
+        # Discards that the device refused; tried again, and charged until then.
+        self._refused_discards: set[int] = set()
         # Of all reservations that wait for room, so that they wait together.
         self._wanted_bytes = 0
         # When extents were discarded that may be held by readers, in seconds of the loop's clock.
@@ -237,8 +242,12 @@ class Space:
         available, total, inodes = self._extents.free()
         # Reserved bytes are not on the device yet, so the device still counts them as free.
         floor = int(total * self._free_ratio) + self.ledger.reserved_bytes
-        if available - count < floor or 0 < inodes < MIN_FREE_INODES:
+        if available - count < floor or inodes < MIN_FREE_INODES:
+            what = "inodes" if inodes < MIN_FREE_INODES else f"{available} bytes"
+            if not self._free_ratio:
+                self.shortage = f"the file system has only {what} left for the cache"
             return False
+        self.shortage = ""
         ample = available - floor > AMPLE_BYTES
         self._trusted_bytes = TRUSTED_BYTES if ample else 0
         return True
@@ -386,12 +395,21 @@ class Space:
         self._slots.give(state.slot, state.slots)
         self._state.bump_epoch()
         self._forgotten_s[state.id] = asyncio.get_running_loop().time()
-        self._extents.discard(state.id)
-        self.reap()
+        try:
+            self._extents.discard(state.id)
+        except OSError:
+            self._refused_discards.add(state.id)
+            return
+        with contextlib.suppress(OSError):  # the next tick tries again
+            self.reap()
 
     def reap(self) -> int:
-        """Take back what no reader holds any more; return freed bytes."""
+        """Take back what no reader holds any more; return freed bytes. Raises OSError."""
         freed = 0
+        while self._refused_discards:
+            extent_id = next(iter(self._refused_discards))
+            self._extents.discard(extent_id)
+            self._refused_discards.remove(extent_id)
         for extent_id, _ in self._extents.reap():
             freed += self.ledger.discharge(extent_id)
         for extent_id, allocated in self._extents.discarded().items():

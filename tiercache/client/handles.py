@@ -92,6 +92,7 @@ class Handles:
     def close(self) -> None:
         """Let go of everything and end the thread."""
         self._stop.set()
+        self.chores.clear()
         with self._lock:
             for extent_id in list(self._held):
                 self._drop(extent_id)

@@ -117,9 +117,10 @@ class Link:
         """Be the one process of the node that starts an agent: of the many whose agent has just
         died, the others wait and find the new one. Goes on regardless past the deadline."""
         try:
-            fd = os.open(os.path.dirname(self._socket_path) + "/agent.log", os.O_RDWR)
-        except FileNotFoundError:
-            yield  # nobody has ever started one here
+            log = os.path.dirname(self._socket_path) + "/agent.log"
+            fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            yield  # nobody has ever started one here; or the start says what is wrong with it
             return
         try:
             while time.monotonic() < deadline:

@@ -220,14 +220,19 @@ class ExtentFiles(ExtentReaders):
     def reap(self) -> list[tuple[int, int]]:
         """Unlink discarded extents that nobody holds; return (extent_id, freed bytes) of each.
 
-        Raises OSError from the device; extents unlinked before that are reported by no one, but
-        are gone from ``discarded``.
+        Raises OSError from the device where it fails at the first; where it fails later, what was
+        unlinked before is returned, and the next call meets the failure.
         """
-        freed = []
+        freed: list[tuple[int, int]] = []
         with self._lock:
             candidates = sorted(self._discarded)
         for extent_id in candidates:
-            freed_bytes = self._unlink_unless_held(extent_id)
+            try:
+                freed_bytes = self._unlink_unless_held(extent_id)
+            except OSError:
+                if freed:
+                    break
+                raise
             if freed_bytes is not None:
                 freed.append((extent_id, freed_bytes))
                 with self._lock:

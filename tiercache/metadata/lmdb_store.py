@@ -13,6 +13,7 @@ LMDB's rules (lmdb.h, "Caveats"), and how they are kept here:
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -30,6 +31,8 @@ from tiercache.units import GIB
 MAP_BYTES = 64 * GIB
 # One slot for each reading thread of the node: 128 processes of 32 threads. 64 B each: 256 KiB.
 MAX_READERS = 4096
+# MDB_txninfo ends in the first reader's slot; each other slot is a cache line.
+LOCK_FILE_BYTES = 192 + (MAX_READERS - 1) * 64
 # LMDB's compiled-in limit.
 MAX_KEY_BYTES = 511
 SEQUENCE_KEY = b"\x00seq"
@@ -315,6 +318,25 @@ class LmdbReader:
         self.close()
 
 
+def _allocate_lock_file(path: str) -> None:
+    """Give the reader table its blocks: a store into a hole of it on a full file system would
+    kill the storing process (SIGBUS). Only where it is not there yet, for closing any descriptor
+    of it would drop the POSIX locks that this process has on it. Raises CacheFull, OSError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.posix_fallocate(fd, 0, LOCK_FILE_BYTES)
+    except OSError as error:
+        os.unlink(path)
+        if error.errno == errno.ENOSPC:
+            raise CacheFull("no space left for metadata", path=path) from error
+        raise
+    finally:
+        os.close(fd)
+
+
 class LmdbStore(LmdbReader):
     """The writing side; one process at a time, which the caller ensures (the agent's lock).
 
@@ -325,6 +347,7 @@ class LmdbStore(LmdbReader):
     __slots__ = ()
 
     def __init__(self, path: str | os.PathLike[str], *, map_bytes: int = MAP_BYTES) -> None:
+        _allocate_lock_file(f"{os.fspath(path)}-lock")
         self._shared = _acquire(os.fspath(path), writable=True, map_bytes=map_bytes)
         self._closed = False
         try:
