@@ -11,6 +11,8 @@ from benchmarks.lab import READ_BLOCK, Lab, Meter, path_of, settle
 from benchmarks.registry import benchmark
 
 RANDOM_READS = 400
+OBSTORE = ("obstore, one GET to a file", "obstore, 6 × 8 MiB ranges to a file")
+S3FS_UNKEPT = "s3fs, open + read (kept nowhere)"
 
 
 @benchmark("cold-sequential", "cold sequential read, cached on the way")
@@ -42,13 +44,13 @@ def cold_sequential(lab: Lab) -> Result:
 
         race.add("ns.open, read", "ours", ours, prepare=evict)
         race.add(
-            "obstore, one GET to a file",
+            OBSTORE[0],
             "rival",
             lambda: rivals.obstore_stream(store, key, folder / "stream"),
             prepare=fresh,
         )
         race.add(
-            "obstore, 6 × 8 MiB ranges to a file",
+            OBSTORE[1],
             "bound",
             lambda: rivals.obstore_ranges(store, [(key, total)], folder),
             prepare=fresh,
@@ -58,28 +60,15 @@ def cold_sequential(lab: Lab) -> Result:
         meter = Meter(namespace)
         race.run(scale.cold_rounds)
         tiers = meter.read()
-    figure = race.median("ns.open, read")
-    plain = race.best(("obstore, one GET to a file", "obstore, 6 × 8 MiB ranges to a file"))
-    bars = [
-        Bar(
-            text="÷ the better obstore to a file",
-            figure=figure / plain,
-            limit=0.85,
-            at_most=False,
-            slack=1.6,
-        )
-    ]
-    for rival in ("s3fs, get_file", "s3fs, open + read (kept nowhere)"):
-        if s3fs := race.best((rival,)):
-            bars.append(
-                Bar(
-                    text=f"÷ {rival}",
-                    figure=figure / s3fs,
-                    limit=2.0,
-                    at_most=False,
-                    slack=2.0,
-                )
-            )
+    bars = []
+    for rivals_of_bar, text, limit in (
+        (OBSTORE, "÷ the better obstore to a file", 0.85),
+        (("s3fs, get_file",), "÷ s3fs, get_file", 2.0),
+        ((S3FS_UNKEPT,), f"÷ {S3FS_UNKEPT}", 2.0),
+    ):
+        figure = race.ratio_to_best("ns.open, read", rivals_of_bar)
+        if figure is not None:
+            bars.append(Bar(text=text, figure=figure, limit=limit, at_most=False, slack=1.6))
     return Result(
         name="cold-sequential",
         title="cold sequential read (cache-on-read)",
@@ -104,7 +93,7 @@ def _s3fs(lab: Lab, race: Race, key: str, file: Path, fresh: object) -> None:
             while handle.read(SEQUENTIAL_BLOCK):
                 pass
 
-    race.add("s3fs, open + read (kept nowhere)", "rival", read, prepare=fresh)
+    race.add(S3FS_UNKEPT, "rival", read, prepare=fresh)
     race.add(
         "s3fs, get_file",
         "rival",

@@ -1,7 +1,7 @@
 """Races: contenders measured in turns, medians of several rounds, bars and what they decide.
 
-A machine is never quiet, so contenders take turns within one run and figures are compared as
-medians of the same rounds; absolute times of different runs say little.
+A machine is never quiet, so contenders take turns within one run and are compared round by round:
+a bar's ratio is the median of the rounds' ratios. Absolute times of different runs say little.
 """
 
 from __future__ import annotations
@@ -174,9 +174,18 @@ class Race:
     def median(self, name: str) -> float:
         return next(f.median for f in self.figures if f.name == name)
 
-    def best(self, names: tuple[str, ...]) -> float:
-        """Return the highest median among those that ran; 0.0 where none did."""
-        return max((f.median for f in self.figures if f.name in names), default=0.0)
+    def ratio(self, name: str, other: str) -> float:
+        """Return the median over the rounds of one figure by another's of the same round: what
+        else the machine does in a round weighs on both."""
+        values = {figure.name: figure.values for figure in self.figures}
+        return statistics.median(
+            one / another for one, another in zip(values[name], values[other], strict=True)
+        )
+
+    def ratio_to_best(self, name: str, others: tuple[str, ...]) -> float | None:
+        """Return the lowest ratio of a rate to those of the others; None where none ran."""
+        there = {figure.name for figure in self.figures}
+        return min((self.ratio(name, other) for other in others if other in there), default=None)
 
 
 def slow_factor(name: str) -> float:

@@ -74,7 +74,7 @@ def hot_read(lab: Lab) -> Result:
         race.run(scale.hot_rounds)
         tiers = meter.read()
         os.close(fd)
-    ratio = race.median("ns.read") / race.median("os.pread")
+    ratio = race.ratio("ns.read", "os.pread")
     return Result(
         name="hot-read",
         title="hot `ns.read` of 64 KiB, random",
@@ -102,7 +102,7 @@ def hot_cat_file(lab: Lab) -> Result:
         race.run(scale.hot_rounds)
         tiers = meter.read()
         os.close(fd)
-    ratio = race.median("cat_file") / race.median("os.pread")
+    ratio = race.ratio("cat_file", "os.pread")
     return Result(
         name="hot-cat-file",
         title="hot fsspec `cat_file(path, start, end)` 64 KiB",
@@ -336,13 +336,13 @@ def hot_sequential(lab: Lab) -> Result:
         bars=(
             Bar(
                 text="read ÷ plain file",
-                figure=race.median("ns.open, read") / race.median("plain file, read"),
+                figure=race.ratio("ns.open, read", "plain file, read"),
                 limit=0.95,
                 at_most=False,
             ),
             Bar(
                 text="readinto ÷ plain file",
-                figure=race.median("ns.open, readinto") / race.median("plain file, readinto"),
+                figure=race.ratio("ns.open, readinto", "plain file, readinto"),
                 limit=0.95,
                 at_most=False,
             ),

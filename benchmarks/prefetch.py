@@ -14,6 +14,8 @@ from tiercache.model import JobState
 from tiercache.namespace import Namespace
 
 TOOLS = ("s5cmd", "rclone")
+OBSTORE_LARGE = "obstore, 6 × 8 MiB ranges to files"
+OBSTORE_SMALL = "obstore, 64 GETs in flight to one file"
 
 
 class Target:
@@ -68,7 +70,7 @@ def prefetch_large(lab: Lab) -> Result:
             _tools(lab, race, "large", target, rivals.RCLONE_TRANSFERS_LARGE)
         objects = [(key, scale.large_bytes) for key in keys]
         race.add(
-            "obstore, 6 × 8 MiB ranges to files",
+            OBSTORE_LARGE,
             "bound",
             lambda: rivals.obstore_ranges(store, objects, target.path()),
             prepare=target.renew,
@@ -77,34 +79,19 @@ def prefetch_large(lab: Lab) -> Result:
         race.run(scale.cold_rounds)
         tiers = meter.read()
         target.remove()
-    figure = race.median("ns.prefetch")
-    bars = []
-    if best := race.best(TOOLS):
-        bars.append(
-            Bar(
-                text="÷ the better of s5cmd and rclone",
-                figure=figure / best,
-                limit=1.0,
-                at_most=False,
-            )
-        )
+    figure = race.ratio_to_best("ns.prefetch", TOOLS)
+    if figure is not None:
+        text = "÷ the better of s5cmd and rclone"
+        bar = Bar(text=text, figure=figure, limit=1.0, at_most=False)
     else:
-        bound = race.median("obstore, 6 × 8 MiB ranges to files")
-        # The full form asks for 1.0 × s5cmd, which reaches some 0.8 of this bound.
-        bars.append(
-            Bar(
-                text="÷ obstore to files",
-                figure=figure / bound,
-                limit=0.8,
-                at_most=False,
-                slack=1.6,
-            )
-        )
+        # The full form asks for 1.0 × s5cmd, which reaches some 0.8 of this bound or more.
+        figure = race.ratio("ns.prefetch", OBSTORE_LARGE)
+        bar = Bar(text="÷ obstore to files", figure=figure, limit=0.8, at_most=False, slack=1.6)
     return Result(
         name="prefetch-large",
         title=f"prefetch of {scale.large_count} objects of {scale.large_bytes >> 20} MiB",
         figures=race.figures,
-        bars=tuple(bars),
+        bars=(bar,),
         missing=tuple(race.missing),
         tiers=tiers,
         sizes={"objects": scale.large_count, "object_bytes": scale.large_bytes},
@@ -138,7 +125,7 @@ def prefetch_small(lab: Lab) -> Result:
             _tools(lab, race, "small", target, rivals.RCLONE_TRANSFERS_SMALL)
             _s3fs(lab, race, target)
         race.add(
-            "obstore, 64 GETs in flight to one file",
+            OBSTORE_SMALL,
             "bound",
             lambda: rivals.obstore_small(store, keys, target.path() / "all"),
             prepare=target.renew,
@@ -147,24 +134,13 @@ def prefetch_small(lab: Lab) -> Result:
         race.run(3, warm_up=0)
         tiers = meter.read()
         target.remove()
-    figure = race.median("ns.prefetch")
-    best = race.best((*TOOLS, "s3fs"))
-    if best:
-        bar = Bar(
-            text="÷ the better of s5cmd, rclone and s3fs",
-            figure=figure / best,
-            limit=1.2,
-            at_most=False,
-        )
+    figure = race.ratio_to_best("ns.prefetch", (*TOOLS, "s3fs"))
+    if figure is not None:
+        text = "÷ the better of s5cmd, rclone and s3fs"
+        bar = Bar(text=text, figure=figure, limit=1.2, at_most=False)
     else:
-        bound = race.median("obstore, 64 GETs in flight to one file")
-        bar = Bar(
-            text="÷ obstore to one file",
-            figure=figure / bound,
-            limit=0.7,
-            at_most=False,
-            slack=1.6,
-        )
+        figure = race.ratio("ns.prefetch", OBSTORE_SMALL)
+        bar = Bar(text="÷ obstore to one file", figure=figure, limit=0.7, at_most=False, slack=1.6)
     return Result(
         name="prefetch-small",
         title=f"prefetch of {len(keys):,} objects of {scale.small_bytes >> 10} KiB",

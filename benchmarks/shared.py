@@ -54,7 +54,7 @@ def hot_small(lab: Lab) -> Result:
         race.run(scale.hot_rounds)
         tiers = meter.read()
     cost = race.median("ns.read, first touch")
-    ratio = cost / race.median("open + pread + close of plain files")
+    ratio = race.ratio("ns.read, first touch", "open + pread + close of plain files")
     return Result(
         name="hot-small",
         title=f"hot small file (64 KiB, one of {len(keys):,} in packs), first touch by a process",
@@ -95,10 +95,9 @@ def hot_processes(lab: Lab) -> Result:
         meter = Meter(namespace)
         race.run(scale.cold_rounds, warm_up=0)
         tiers = meter.read()
-    together = race.median(f"ns.read, {READERS} processes")
-    together_plain = race.median(f"os.pread, {READERS} processes")
-    growth = together / race.median("ns.read, 1 process")
-    growth_plain = together_plain / race.median("os.pread, 1 process")
+    together, plain_together = f"ns.read, {READERS} processes", f"os.pread, {READERS} processes"
+    growth = race.ratio(together, "ns.read, 1 process")
+    growth_plain = race.ratio(plain_together, "os.pread, 1 process")
     return Result(
         name="hot-processes",
         title=f"{READERS} processes reading hot, 64 KiB each",
@@ -113,7 +112,7 @@ def hot_processes(lab: Lab) -> Result:
             ),
             Bar(
                 text="all together ÷ os.pread in as many processes",
-                figure=together / together_plain,
+                figure=race.ratio(together, plain_together),
                 limit=1 / 1.35,
                 at_most=False,
             ),

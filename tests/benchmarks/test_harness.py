@@ -34,7 +34,9 @@ def test_contenders_take_turns_and_the_warm_up_does_not_count() -> None:
     assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert race.median("a") == pytest.approx(1e6)
     assert race.figures[0].values == pytest.approx((0.5e6, 1e6, 3e6))
-    assert race.best(("b", "unknown")) == pytest.approx(2e6)
+    assert race.ratio("a", "b") == pytest.approx(0.5)
+    assert race.ratio_to_best("b", ("a", "unknown")) == pytest.approx(2.0)
+    assert race.ratio_to_best("b", ("unknown",)) is None
 
 
 def test_rates_are_amount_a_second() -> None:
