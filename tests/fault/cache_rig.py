@@ -3,6 +3,7 @@ and what the cache directory really occupies."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -123,6 +124,33 @@ def kill_agent(cache_dir: Path | str) -> bool:
     return True
 
 
+def _is_free(cache_dir: Path | str) -> bool:
+    """Return whether nobody holds the directory's lock."""
+    try:
+        fd = os.open(Path(cache_dir) / "agent.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def end_agents(cache_dir: Path | str) -> None:
+    """Kill agents until nobody holds the directory, one that is about to start included."""
+    wait_for(lambda: _is_free(cache_dir) or (kill_agent(cache_dir) and _is_free(cache_dir)))
+
+
+def shut_down(ns: Namespace) -> None:
+    """Stop the agent in good order and wait until it has left."""
+    ns.shut_down_agent()
+    ns.close()
+    wait_for(lambda: _is_free(ns.settings.cache.dir))
+
+
 @contextmanager
 def namespace(settings: Settings, *, embedded: bool = False) -> Iterator[Namespace]:
     """A connected namespace; whatever agent serves its directory at the end is ended."""
@@ -133,7 +161,7 @@ def namespace(settings: Settings, *, embedded: bool = False) -> Iterator[Namespa
         finally:
             found.close()
     finally:
-        kill_agent(settings.cache.dir)
+        end_agents(settings.cache.dir)
 
 
 def wait_for(

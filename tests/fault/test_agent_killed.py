@@ -16,12 +16,15 @@ from tests.fault.cache_rig import (
     agent_pid,
     assert_ledger_agrees,
     cache_settings,
+    end_agents,
     is_agent,
     kill_agent,
     namespace,
     occupied_bytes,
+    shut_down,
     wait_for,
 )
+from tiercache.compose import fsck
 from tiercache.errors import AgentUnavailable, CacheFull, TiercacheError
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
@@ -191,5 +194,12 @@ def test_two_hundred_kills(
     finally:
         workload.end()
     assert not workload.failures
+    end_agents(cache_dir)
+    left = fsck(killable.settings, repair=False)
+    assert not left.corruptions and left.ledger_bytes >= left.disk_bytes, left.problems
+    killable.status()  # starts an agent, which takes up what the dead one left
+    shut_down(killable)
+    left = fsck(killable.settings, repair=False)
+    assert left.clean, left.problems
     assert min(workload.done.values()) > 20, workload.done
     assert occupied_bytes(cache_dir) <= CAPACITY_BYTES
