@@ -26,6 +26,7 @@ from tiercache.agent.plane import Plane
 from tiercache.agent.space import ExtentState
 from tiercache.errors import (
     AccessDenied,
+    AgentUnavailable,
     CacheFull,
     NotFound,
     OriginUnavailable,
@@ -119,7 +120,7 @@ class Writes:
     def _write(self, number: int) -> Write:
         write = self._open.get(number)
         if write is None:
-            raise TiercacheError(
+            raise AgentUnavailable(
                 "the agent does not know this write",
                 remedy="it was restarted since: write the object again",
             )
