@@ -10,6 +10,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ PIECE_BYTES = 256 * 1024
 # Fills that no reader waits for are committed together: a commit costs ~0.5 ms of processor, as
 # much as fetching a small object. A crash loses at most this much of a prefetch.
 COMMIT_DELAY_S = 0.1
+
+
+# Bytes on their way through to a client exist as the origin's answer, as a frame that is being
+# built, and as what the socket has not taken yet.
+ANSWER_COPIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +169,12 @@ class Filler:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved: read-ahead has nobody else who would
+        # Retrieved: read-ahead has nobody else who would.
+        error = None if task.cancelled() else task.exception()
+        while error is not None:
+            # Its frames hold whole runs, and would until the collector of cycles comes.
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
 
     def _commit_soon(self) -> None:
         if self._committer is None:
@@ -322,10 +332,10 @@ class Filler:
         stop = min(offset + length, record.size_bytes)
         if stop <= offset:
             return b""
-        async with self._memory.hold(stop - offset):
-            data = await self._get(target, offset, stop)
-            _count(self.read_through_total, target.mount, stop - offset)
-            return bytes(data)
+        await self._memory.hold_until_answered((stop - offset) * ANSWER_COPIES)
+        data = await self._get(target, offset, stop)
+        _count(self.read_through_total, target.mount, stop - offset)
+        return bytes(data)
 
     async def stop(self) -> None:
         """Cancel what is in flight and wait for it to end."""

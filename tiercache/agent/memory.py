@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+
+# What the request at hand holds until its answer has been sent.
+_answer: ContextVar[ExitStack] = ContextVar("answer")
+
+
+@contextmanager
+def answering() -> Iterator[ExitStack]:
+    """The time from a request to the end of its answer; ``hold_until_answered`` lasts so long."""
+    with ExitStack() as held:
+        token = _answer.set(held)
+        try:
+            yield held
+        finally:
+            _answer.reset(token)
 
 
 class MemoryBudget:
@@ -55,3 +70,9 @@ class MemoryBudget:
             yield
         finally:
             self.release(count)
+
+    async def hold_until_answered(self, count: int) -> None:
+        """Wait for bytes that travel with the answer to the request at hand; they are given back
+        when it has been sent."""
+        await self.acquire(count)
+        _answer.get().callback(self.release, count)

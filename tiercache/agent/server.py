@@ -17,6 +17,7 @@ import msgspec
 from tiercache import wire
 from tiercache.agent.directory import CacheDirectory
 from tiercache.agent.engine import Engine, failure
+from tiercache.agent.memory import answering
 from tiercache.agent.names import found
 from tiercache.agent.status import status_body
 from tiercache.clock import Clock
@@ -30,6 +31,9 @@ _UCRED = struct.Struct("3i")
 STREAM_BYTES = 1 << 20
 # A request is one frame; a peer that stops in the middle of one is dropped after this.
 HALF_FRAME_S = 10.0
+# A peer that does not take its answer is dropped after this, for it keeps memory from others. One
+# that was stopped asks again when it goes on.
+TAKE_ANSWER_S = 60.0
 # A whole node's workers may come in the same moment; the kernel refuses who finds the queue full.
 BACKLOG = 1024
 # A long poll of a job ends at the latest after this, so that a dead peer is noticed.
@@ -169,8 +173,10 @@ class Server:
             if isinstance(request, wire.ReportUse):
                 self._engine.report_use(request)
                 continue
-            writer.write(wire.frame(await self._answer(peer, request)))
-            await writer.drain()
+            with answering():
+                writer.write(wire.frame(await self._answer(peer, request)))
+                async with asyncio.timeout(TAKE_ANSWER_S):
+                    await writer.drain()
 
     async def _answer(self, peer: Peer, request: wire.Request) -> wire.Response:
         path = getattr(request, "path", "")

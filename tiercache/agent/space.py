@@ -232,7 +232,7 @@ class Space:
         headroom = 0 if use_headroom else self.headroom_bytes
         if self.ledger.room_bytes < count + headroom:
             return False
-        if count > self._trusted_bytes and not self._device_has(count):
+        if count > self._trusted_bytes and not self._device_has(count + headroom):
             return False
         self._trusted_bytes = max(0, self._trusted_bytes - count)
         return self.ledger.reserve(count)
