@@ -15,8 +15,10 @@ from tiercache.namespace import Namespace
 from tiercache.settings import Settings
 
 WORKER_TIMEOUT_S = 120.0
-# Places of one round of reads between two looks at the clock.
+# Reads between two looks at the clock, and how many such batches differ: 256 MiB of places do not
+# fit into a processor's cache.
 BATCH_READS = 256
+BATCHES = 16
 
 
 def together(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -118,11 +120,14 @@ def reading_plain(barrier: Any, file: str, length: int, seconds: float) -> float
 
 def _rate(barrier: Any, batch: Callable[[list[int]], None], length: int, seconds: float) -> float:
     rng = random.Random(os.getpid())
-    places = [rng.randrange(length // READ_BLOCK) * READ_BLOCK for _ in range(BATCH_READS)]
-    batch(places)
+    batches = [
+        [rng.randrange(length // READ_BLOCK) * READ_BLOCK for _ in range(BATCH_READS)]
+        for _ in range(BATCHES)
+    ]
+    batch(batches[0])
     barrier.wait()
     count, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
-        batch(places)
-        count += BATCH_READS
-    return count / spent
+        batch(batches[count % BATCHES])
+        count += 1
+    return count * BATCH_READS / spent
