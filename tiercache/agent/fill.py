@@ -36,11 +36,6 @@ PIECE_BYTES = 256 * 1024
 COMMIT_DELAY_S = 0.1
 
 
-# Bytes on their way through to a client exist as the origin's answer, as a frame that is being
-# built, and as what the socket has not taken yet.
-ANSWER_COPIES = 3
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One object version to be filled. ``digest`` is the hash of its name."""
@@ -332,7 +327,7 @@ class Filler:
         stop = min(offset + length, record.size_bytes)
         if stop <= offset:
             return b""
-        await self._memory.hold_until_answered((stop - offset) * ANSWER_COPIES)
+        await self._memory.hold_until_answered(stop - offset)
         data = await self._get(target, offset, stop)
         _count(self.read_through_total, target.mount, stop - offset)
         return bytes(data)

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
+from typing import Self
 
-# What the request at hand holds until its answer has been sent.
-_answer: ContextVar[ExitStack] = ContextVar("answer")
+# Bytes on their way through to a client exist as the origin's answer, as a message, and as the
+# frame that is being built of it.
+COPIES = 3
 
 
-@contextmanager
-def answering() -> Iterator[ExitStack]:
-    """The time from a request to the end of its answer; ``hold_until_answered`` lasts so long."""
-    with ExitStack() as held:
-        token = _answer.set(held)
-        try:
-            yield held
-        finally:
-            _answer.reset(token)
+class Answer:
+    """The time from a request to the end of its answer, and what the request holds of the budget
+    until its answer is built, and until it is sent. A context manager."""
+
+    __slots__ = ("_token", "building", "sending")
+
+    def __init__(self) -> None:
+        self.building: list[Callable[[], None]] = []
+        self.sending: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        self._token = _answer.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _answer.reset(self._token)
+        self.built()
+        for release in self.sending:
+            release()
+
+    def built(self) -> None:
+        """Give back all but what waits in the socket."""
+        for release in self.building:
+            release()
+        self.building.clear()
+
+
+_answer: ContextVar[Answer] = ContextVar("answer")
 
 
 class MemoryBudget:
@@ -72,7 +94,9 @@ class MemoryBudget:
             self.release(count)
 
     async def hold_until_answered(self, count: int) -> None:
-        """Wait for bytes that travel with the answer to the request at hand; they are given back
-        when it has been sent."""
-        await self.acquire(count)
-        _answer.get().callback(self.release, count)
+        """Wait for room for ``count`` bytes that travel with the answer to the request at hand:
+        COPIES of them until it is built, one until it has been sent."""
+        await self.acquire(count * COPIES)
+        answer = _answer.get()
+        answer.sending.append(partial(self.release, count))
+        answer.building.append(partial(self.release, count * (COPIES - 1)))

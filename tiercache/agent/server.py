@@ -17,7 +17,7 @@ import msgspec
 from tiercache import wire
 from tiercache.agent.directory import CacheDirectory
 from tiercache.agent.engine import Engine, failure
-from tiercache.agent.memory import answering
+from tiercache.agent.memory import Answer
 from tiercache.agent.names import found
 from tiercache.agent.status import status_body
 from tiercache.clock import Clock
@@ -33,7 +33,7 @@ STREAM_BYTES = 1 << 20
 HALF_FRAME_S = 10.0
 # A peer that does not take its answer is dropped after this, for it keeps memory from others. One
 # that was stopped asks again when it goes on.
-TAKE_ANSWER_S = 60.0
+TAKE_ANSWER_S = 5.0
 # A whole node's workers may come in the same moment; the kernel refuses who finds the queue full.
 BACKLOG = 1024
 # A long poll of a job ends at the latest after this, so that a dead peer is noticed.
@@ -173,8 +173,11 @@ class Server:
             if isinstance(request, wire.ReportUse):
                 self._engine.report_use(request)
                 continue
-            with answering():
-                writer.write(wire.frame(await self._answer(peer, request)))
+            with Answer() as answer:
+                frame = wire.frame(await self._answer(peer, request))
+                answer.built()
+                writer.write(frame)
+                frame = b""
                 async with asyncio.timeout(TAKE_ANSWER_S):
                     await writer.drain()
 
