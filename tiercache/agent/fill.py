@@ -197,9 +197,10 @@ class Filler:
                 reserved = stop - start
                 data = await self._get(target, start, stop)
                 crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
-            self.record_of(target)  # replaced meanwhile: its pages must not come back
-            if crcs is None or state.id not in self._space.live:
-                return  # evicted meanwhile, with all its pages
+            # Replaced or evicted meanwhile: its pages must not come back, or they would be taken
+            # for present in the next extent of this place, which has never seen them.
+            if crcs is None or not self._is_place_of(state, self.record_of(target), first):
+                return
             self._chunks.mark(state.data_id, first, crcs)
             self._space.settle(state, reserved)
             reserved = 0
@@ -209,6 +210,11 @@ class Filler:
             state.busy -= 1
             if reserved:
                 self._space.settle(state, reserved)
+
+    def _is_place_of(self, state: ExtentState, record: ObjectRecord, page: int) -> bool:
+        if state.id not in self._space.live or record.data_id != state.data_id:
+            return False
+        return record.extents[page * PAGE_BYTES // record.extent_bytes][0] == state.id
 
     def _extent(self, target: Target, number: int) -> ExtentState:
         record = self.record_of(target)

@@ -333,7 +333,7 @@ class Space:
             if not victims:
                 return False
             outcomes = await asyncio.gather(
-                *(self.evict(victim) for victim in victims), return_exceptions=True
+                *(self._evict_idle(victim) for victim in victims), return_exceptions=True
             )
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):
@@ -341,6 +341,12 @@ class Space:
             if any(outcomes):
                 return True
         return False
+
+    async def _evict_idle(self, state: ExtentState) -> bool:
+        """Evict, unless a fill has begun in it since it was chosen."""
+        if state.busy or state.id not in self.live:
+            return False
+        return await self.evict(state)
 
     def _victims(self, wanted_bytes: int) -> list[ExtentState]:
         """Return the next victims; of packs one at most, since copying one forward needs the
