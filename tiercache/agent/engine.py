@@ -107,6 +107,9 @@ class Engine:
 
     async def start(self) -> None:
         """Take over the directory: repair what a crash left, come below the limit, resume jobs."""
+        # A predecessor killed in the middle of a look-up left its snapshot behind, and the index
+        # would grow past it with every commit.
+        self._store.reader_check()
         self.space.load()
         for state in self.space.lost():
             log.warning("extent %016x is gone from the device", state.id)

@@ -230,6 +230,7 @@ class Space:
 
     def _try_reserve(self, count: int, use_headroom: bool) -> bool:
         headroom = 0 if use_headroom else self.headroom_bytes
+        self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
         if self.ledger.room_bytes < count + headroom:
             return False
         if count > self._trusted_bytes and not self._device_has(count + headroom):
