@@ -66,6 +66,7 @@ class Server:
         self.peers: dict[int, Peer] = {}
         self._next_peer = 0
         self.stopping = asyncio.Event()
+        self._stopped = False
         self.dropped_peers = 0
         self.internal_errors = 0
         self._idle_since_s = clock.now()
@@ -104,6 +105,7 @@ class Server:
 
     async def stop(self) -> None:
         """Stop accepting, end the connections, remove the socket."""
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         with contextlib.suppress(FileNotFoundError):
@@ -128,6 +130,9 @@ class Server:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._stopped:  # accepted before, begun after: its peer finds the next agent
+            writer.close()
+            return
         self._tasks.add(task)
         number, self._next_peer = self._next_peer, self._next_peer + 1
         try:

@@ -24,8 +24,9 @@ from tiercache.version import __version__
 # The agent answers within the origin's deadline; this is for one that is stopped or wedged.
 ANSWER_TIMEOUT_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
-# How often a request is sent again after its agent died. Each round starts an agent at most once.
-ATTEMPTS = 4
+# How often a request is sent again after its agent died. Each round starts an agent at most once;
+# some find only that a connection is of an agent before. Then it may be what kills them.
+ATTEMPTS = 10
 START_TIMEOUT_S = 15.0
 # An agent that announced itself listens; one that gives way to another may wait for its end.
 RESTART_S = 0.3
