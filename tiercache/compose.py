@@ -35,8 +35,7 @@ from tiercache.settings import ProfileSettings, Settings
 if TYPE_CHECKING:
     from tiercache.agent.engine import Engine
     from tiercache.agent.fsck import FsckReport
-
-if TYPE_CHECKING:
+    from tiercache.agent.server import Server
     from tiercache.origins.resilient import Endpoints, ResilientOrigin
 
 log = logging.getLogger("tiercache.agent")
@@ -191,10 +190,7 @@ class Agent:
             await self._until_done(server, settings.agent.idle_timeout_s)
         log.info("left %s", directory.root)
 
-    async def _until_done(self, server: object, idle_timeout_s: float) -> None:
-        from tiercache.agent.server import Server
-
-        assert isinstance(server, Server)
+    async def _until_done(self, server: Server, idle_timeout_s: float) -> None:
         while True:
             waits = [
                 asyncio.create_task(self.stopping.wait()),
