@@ -7,28 +7,62 @@ a bar's ratio is the median of the rounds' ratios. Absolute times of different r
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
+from benchmarks.workload import BarSpec
+
 Role = Literal["ours", "bound", "rival"]
 
-# "BENCHMARK=FACTOR" makes our contender of that benchmark so much slower: the gate's own test.
-SLOW_VARIABLE = "TIERCACHE_BENCH_SLOW"
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Of single operations, in µs. ``histogram`` is an HDR histogram of nanoseconds in its
+    standard compressed form (base64), from which a report draws the whole distribution."""
+
+    count: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    histogram: str = ""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What one contender's counted rounds took, all together.
+
+    ``cpu_s`` and ``rss_bytes`` (the peak) are by kind of process: reader, agent, server, proxy,
+    tool. ``tiers``: bytes by what served them and requests by kind, see ``benchmarks.sampler``.
+    ``cost_dollars`` is what the origin's requests and bytes would have cost; None: no origin.
+    """
+
+    operations: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    latency: Latency | None = None
+    cpu_s: dict[str, float] = {}
+    rss_bytes: dict[str, int] = {}
+    tiers: dict[str, int] = {}
+    cost_dollars: float | None = None
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """What one contender reached: one value a round, in ``unit``."""
+    """What one contender reached: one value a round, in ``unit``. ``threads`` and ``processes``
+    tell how many read at once."""
 
     name: str
     role: Role
     unit: str
     values: tuple[float, ...]
+    higher_is_better: bool = False
+    threads: int = 1
+    processes: int = 1
+    sample: Sample | None = None
 
     @property
     def median(self) -> float:
@@ -44,15 +78,25 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """A rival that could not run, and why."""
+    """A rival that could not run, or cannot do such a thing, and why."""
 
     name: str
     why: str
 
 
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Values over time, for a plot: ``x`` in seconds. ``marks``: events as (seconds, text)."""
+
+    name: str
+    unit: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    marks: tuple[tuple[float, str], ...] = ()
+
+
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
     """A promise: ``figure`` is at most (or at least) ``limit``. ``slack`` is the factor that the
-    short form, on a small and loaded machine, allows on top."""
+    gate, on a small and loaded machine, allows on top."""
 
     text: str
     figure: float
@@ -62,10 +106,9 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     slack: float = 1.25
 
     def passed(self, *, short: bool = False) -> bool:
-        slack = self.slack if short else 1.0
         if self.at_most:
-            return self.figure <= self.limit * slack
-        return self.figure >= self.limit / slack
+            return self.figure <= self.limit_now(short=short)
+        return self.figure >= self.limit_now(short=short)
 
     def limit_now(self, *, short: bool) -> float:
         """Return the limit with the slack of the form."""
@@ -73,17 +116,29 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
         return self.limit * slack if self.at_most else self.limit / slack
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a measure returns. ``numbers`` are what its bars may name besides figures."""
+
+    figures: tuple[Figure, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    numbers: dict[str, float] = {}
+    tiers: dict[str, int] = {}  # of all our rounds; a figure's sample has its own
+    sizes: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
+    series: tuple[Series, ...] = ()
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One benchmark's outcome. ``tiers`` says who served the bytes while it ran."""
+    """One workload's outcome, judged."""
 
     name: str
     title: str
-    figures: tuple[Figure, ...]
+    outcome: Outcome
     bars: tuple[Bar, ...]
-    missing: tuple[Missing, ...] = ()
-    tiers: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    notes: tuple[str, ...] = ()
+    why: str = ""
+    bound: str = ""
+    state: str = ""
+    network: str = ""
     took_s: float = 0.0
     load: float = 0.0
 
@@ -91,27 +146,60 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return [bar for bar in self.bars if not bar.passed(short=short)]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a run has measured itself, in processes of its own for example. ``histogram`` is an
+    encoded HDR histogram of nanoseconds."""
+
+    seconds: float
+    operations: int = 0
+    bytes: int = 0
+    histogram: bytes = b""
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class Sampling(Protocol):
+    """Watches one contender: see ``benchmarks.sampler``."""
+
+    def begin(self) -> None: ...
+    def end(self, measured: Measured) -> None: ...
+    def sample(self) -> Sample: ...
+
+
+@dataclass(slots=True, kw_only=True)
 class _Contender:
     name: str
     role: Role
-    run: Callable[[], float | None]
+    run: Callable[[], float | Measured | None]
     prepare: Callable[[], None] | None
+    amount: float
+    threads: int
+    processes: int
+    sampler: Sampling | None
     values: list[float] = field(default_factory=list)
 
 
 class Race:
-    """The contenders of one benchmark.
+    """The contenders of one workload, or of one point of it.
 
     ``amount`` is what one run handles: with ``per="op"`` values are µs an operation, with
-    ``per="s"`` amount a second. ``unit`` names the value.
+    ``per="s"`` amount a second. ``unit`` names the value. ``sampler`` makes what watches one
+    contender; its own work is outside the timed part.
     """
 
-    def __init__(self, name: str, *, amount: float, unit: str, per: Literal["op", "s"]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        *,
+        amount: float = 1.0,
+        unit: str,
+        per: Literal["op", "s"],
+        sampler: Callable[[], Sampling] | None = None,
+    ) -> None:
         self._amount = amount
         self._unit = unit
         self._per = per
+        self._sampler = sampler
         self._contenders: list[_Contender] = []
         self.missing: list[Missing] = []
 
@@ -119,13 +207,28 @@ class Race:
         self,
         name: str,
         role: Role,
-        run: Callable[[], float | None],
+        run: Callable[[], float | Measured | None],
         *,
         prepare: Callable[[], None] | None = None,
+        amount: float | None = None,
+        threads: int = 1,
+        processes: int = 1,
     ) -> None:
-        """``run`` is timed, ``prepare`` before it is not. A ``run`` that returns a number has
-        measured its seconds itself (a process of its own does)."""
-        self._contenders.append(_Contender(name, role, run, prepare))
+        """``run`` is timed, ``prepare`` before it is not. A ``run`` that returns a number, or
+        what it measured, has taken its seconds itself (a process of its own does); where it also
+        counted operations, those are the amount."""
+        self._contenders.append(
+            _Contender(
+                name=name,
+                role=role,
+                run=run,
+                prepare=prepare,
+                amount=self._amount if amount is None else amount,
+                threads=threads,
+                processes=processes,
+                sampler=None if self._sampler is None else self._sampler(),
+            )
+        )
 
     def miss(self, name: str, why: str) -> None:
         """Note a rival that cannot run here: a report without it would flatter us."""
@@ -136,14 +239,16 @@ class Race:
         for number in range(-warm_up, rounds):
             turns = self._contenders if number % 2 == 0 else self._contenders[::-1]
             for contender in turns:
-                seconds = self._time(contender)
+                measured = self._measure(contender, counts=number >= 0)
                 if number >= 0:
-                    contender.values.append(self._value(seconds))
+                    contender.values.append(self._value(contender, measured))
 
-    def _time(self, contender: _Contender) -> float:
+    def _measure(self, contender: _Contender, *, counts: bool) -> Measured:
         if contender.prepare is not None:
             contender.prepare()
-        factor = slow_factor(self.name) if contender.role == "ours" else 1.0
+        sampler = contender.sampler if counts else None
+        if sampler is not None:
+            sampler.begin()
         gc.collect()
         gc.disable()
         try:
@@ -152,95 +257,81 @@ class Race:
             seconds = time.perf_counter() - started
         finally:
             gc.enable()
-        return (seconds if own is None else own) * factor
+        measured = (
+            own
+            if isinstance(own, Measured)
+            else Measured(seconds=seconds if own is None else own)
+        )
+        if sampler is not None:
+            sampler.end(measured)
+        return measured
 
-    def _value(self, seconds: float) -> float:
+    def _value(self, contender: _Contender, measured: Measured) -> float:
         if self._per == "op":
-            return seconds / self._amount * 1e6
-        return self._amount / seconds
+            return measured.seconds / (measured.operations or contender.amount) * 1e6
+        return (measured.operations or contender.amount) / measured.seconds
 
     @property
     def figures(self) -> tuple[Figure, ...]:
         return tuple(
             Figure(
-                name=contender.name,
-                role=contender.role,
+                name=one.name,
+                role=one.role,
                 unit=self._unit,
-                values=tuple(contender.values),
+                values=tuple(one.values),
+                higher_is_better=self._per == "s",
+                threads=one.threads,
+                processes=one.processes,
+                sample=None if one.sampler is None else one.sampler.sample(),
             )
-            for contender in self._contenders
+            for one in self._contenders
         )
 
     def median(self, name: str) -> float:
         return next(f.median for f in self.figures if f.name == name)
 
     def ratio(self, name: str, other: str) -> float:
-        """Return the median over the rounds of one figure by another's of the same round: what
-        else the machine does in a round weighs on both."""
-        values = {figure.name: figure.values for figure in self.figures}
-        return statistics.median(
-            one / another for one, another in zip(values[name], values[other], strict=True)
-        )
-
-    def ratio_to_best(self, name: str, others: tuple[str, ...]) -> float | None:
-        """Return the lowest ratio of a rate to those of the others; None where none ran."""
-        there = {figure.name for figure in self.figures}
-        return min((self.ratio(name, other) for other in others if other in there), default=None)
+        """Return the median over the rounds of one figure by another's of the same round."""
+        figures = {figure.name: figure for figure in self.figures}
+        return ratio(figures[name], figures[other])
 
 
-def slow_factor(name: str) -> float:
-    """Return by how much the environment asks to slow our contender of this benchmark down."""
-    wanted, _, factor = os.environ.get(SLOW_VARIABLE, "").partition("=")
-    return float(factor) if factor and wanted == name else 1.0
+def ratio(one: Figure, other: Figure) -> float:
+    """Return the median over the rounds of one figure by another's of the same round: what else
+    the machine does in a round weighs on both. The rounds must be the same ones."""
+    return statistics.median(a / b for a, b in zip(one.values, other.values, strict=True))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """How large: the full form measures, the short one guards."""
-
-    short: bool
-    hot_bytes: int
-    hot_ops: int
-    hot_rounds: int
-    sequential_bytes: int
-    large_count: int
-    large_bytes: int
-    small_count: int
-    small_bytes: int
-    names_count: int
-    cold_rounds: int
-    seconds: float
-    starts: int
+def judged(specs: Sequence[BarSpec], outcome: Outcome) -> tuple[Bar, ...]:
+    """Return the bars of an outcome. Raises ValueError where one names what is not there."""
+    found = (_judged(spec, outcome) for spec in specs)
+    return tuple(bar for bar in found if bar is not None)
 
 
-MIB = 1 << 20
-FULL = Scale(
-    short=False,
-    hot_bytes=256 * MIB,
-    hot_ops=20_000,
-    hot_rounds=9,
-    sequential_bytes=1024 * MIB,
-    large_count=32,
-    large_bytes=64 * MIB,
-    small_count=20_000,
-    small_bytes=64 * 1024,
-    names_count=100_000,
-    cold_rounds=5,
-    seconds=2.0,
-    starts=9,
-)
-SHORT = Scale(
-    short=True,
-    hot_bytes=64 * MIB,
-    hot_ops=4_000,
-    hot_rounds=7,
-    sequential_bytes=128 * MIB,
-    large_count=4,
-    large_bytes=64 * MIB,
-    small_count=2_000,
-    small_bytes=64 * 1024,
-    names_count=20_000,
-    cold_rounds=3,
-    seconds=0.7,
-    starts=5,
-)
+def _judged(spec: BarSpec, outcome: Outcome) -> Bar | None:
+    figures = {figure.name: figure for figure in outcome.figures}
+    at_most = spec.at_most is not None
+    if spec.number:
+        if spec.number not in outcome.numbers:
+            raise ValueError(f"bar {spec.text!r}: the measure returned no {spec.number!r}")
+        value = outcome.numbers[spec.number]
+    elif spec.ours not in figures:
+        raise ValueError(f"bar {spec.text!r}: no figure {spec.ours!r} among {list(figures)}")
+    elif not spec.against:
+        value = figures[spec.ours].median
+    else:
+        there = [figures[name] for name in spec.against if name in figures]
+        if not there:
+            return None
+        worst = max if at_most else min
+        value = worst(ratio(figures[spec.ours], other) for other in there)
+    limit = spec.at_most if spec.at_most is not None else spec.at_least
+    assert limit is not None
+    return Bar(
+        text=spec.text,
+        figure=value,
+        limit=limit,
+        unit=spec.unit,
+        at_most=at_most,
+        slack=spec.slack,
+    )

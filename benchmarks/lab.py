@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from typing import Any
 import msgspec
 
 import tiercache
-from benchmarks.harness import MIB, Result, Scale
+from benchmarks import datasets
+from benchmarks.contenders.contender import Object
+from benchmarks.sampler import Sampler
+from benchmarks.workload import Dataset
 from tiercache.model import Consistency
 from tiercache.namespace import Namespace
 from tiercache.settings import (
@@ -31,9 +34,9 @@ from tiercache.settings import (
     Settings,
     TotalBytes,
 )
-from tiercache.testing.datasets import object_bytes
 from tiercache.testing.emulators import SeaweedS3
-from tiercache.testing.proxy import FaultyProxy
+from tiercache.testing.network import PROFILES
+from tiercache.testing.proxy import ProxyProcess
 
 BUCKET = "bench"
 MOUNT = "/bench"
@@ -46,14 +49,14 @@ READ_BLOCK = 64 * 1024
 class Lab:
     """One run's servers, data sets and directories. Close it; not thread safe."""
 
-    def __init__(self, scale: Scale, *, seed: int, directory: str | None = None) -> None:
+    def __init__(self, *, seed: int, short: bool = False, directory: str | None = None) -> None:
         # Constant after construction
-        self.scale = scale
+        self.short = short
         self.seed = seed
         self.root = Path(tempfile.mkdtemp(prefix="tiercache-bench-", dir=directory))
         self._stack = contextlib.ExitStack()
         self._stack.callback(shutil.rmtree, self.root, ignore_errors=True)
-        self._datasets: set[str] = set()
+        self._datasets: dict[str, list[Object]] = {}
         self._folders = 0
 
     def close(self) -> None:
@@ -75,33 +78,20 @@ class Lab:
         server.make_bucket(BUCKET)
         return server
 
-    def dataset(self, folder: str, count: int, length: int) -> list[str]:
-        """Put ``count`` objects of ``length`` bytes below ``folder`` once; return their keys."""
-        keys = [f"{folder}/{number // 1000:03}/{number:06}.bin" for number in range(count)]
-        if folder not in self._datasets:
-            # Incompressible, and cheap: one block of noise, stamped with its number.
-            noise = bytearray(object_bytes(self.seed, length))
+    def objects(self, dataset: Dataset) -> list[Object]:
+        """Put a data set below its folder, once a run; return its objects in order of name."""
+        if dataset.folder not in self._datasets:
+            made = datasets.made(dataset, seed=self.seed)
+            found: list[Object] = []
 
             def items() -> Iterator[tuple[str, bytes]]:
-                for number, key in enumerate(keys):
-                    noise[:8] = number.to_bytes(8, "big")
-                    yield key, bytes(noise)
+                for key, data in made:
+                    found.append(Object(key, len(data)))
+                    yield key, data
 
             self.server.put_many(BUCKET, items())
-            self._datasets.add(folder)
-        return keys
-
-    def large(self) -> list[str]:
-        return self.dataset("large", self.scale.large_count, self.scale.large_bytes)
-
-    def small(self) -> list[str]:
-        return self.dataset("small", self.scale.small_count, self.scale.small_bytes)
-
-    def hot(self) -> str:
-        return self.dataset("hot", 1, self.scale.hot_bytes)[0]
-
-    def sequential(self) -> str:
-        return self.dataset("sequential", 1, self.scale.sequential_bytes)[0]
+            self._datasets[dataset.folder] = sorted(found)
+        return self._datasets[dataset.folder]
 
     # -- directories and namespaces ---------------------------------------------------------
 
@@ -112,12 +102,20 @@ class Lab:
         path.mkdir()
         return path
 
-    def settings(self, *, origin: str = "", profile: ProfileSettings | None = None) -> Settings:
-        """Return settings over a cache directory of their own."""
-        profile = profile or self.server.profile("bench")
+    def settings(
+        self,
+        *,
+        origin: str = "",
+        profile: ProfileSettings | None = None,
+        endpoint: str = "",
+        capacity_bytes: int = CAPACITY_BYTES,
+    ) -> Settings:
+        """Return settings over a cache directory of their own. ``endpoint`` is where a proxy
+        stands in front of the run's server."""
+        profile = profile or self.server.profile("bench", endpoint=endpoint)
         return Settings(
             cache=CacheSettings(
-                dir=str(self.folder("cache")), limit=TotalBytes(capacity_bytes=CAPACITY_BYTES)
+                dir=str(self.folder("cache")), limit=TotalBytes(capacity_bytes=capacity_bytes)
             ),
             mounts=(
                 MountSettings(
@@ -144,12 +142,23 @@ class Lab:
             shutil.rmtree(settings.cache.dir, ignore_errors=True)
 
     @contextlib.contextmanager
-    def proxied(self) -> Iterator[tuple[Namespace, FaultyProxy]]:
-        """Connect through a proxy that counts what the origin is asked."""
-        with FaultyProxy(self.server.endpoint) as proxy:
-            profile = self.server.profile("counted", endpoint=proxy.url)
-            with self.namespace(self.settings(profile=profile)) as namespace:
-                yield namespace, proxy
+    def network(self, name: str) -> Iterator[ProxyProcess | None]:
+        """Put a shaped network in front of the run's server; None for no name, no proxy."""
+        if not name:
+            yield None
+            return
+        with ProxyProcess(self.server.endpoint, network=PROFILES[name], seed=self.seed) as proxy:
+            yield proxy
+
+    def sampler(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        processes: Callable[[], dict[str, list[int]]] | None = None,
+        proxy: ProxyProcess | None = None,
+    ) -> Callable[[], Sampler]:
+        """Return what makes a sampler for each contender of a race."""
+        return lambda: Sampler(self, namespace=namespace, processes=processes, proxy=proxy)
 
     def filesystem(self, namespace: Namespace) -> Any:
         """Return the fsspec filesystem over the namespace's directory, configured as users do."""
@@ -243,11 +252,3 @@ def _device_reads(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
-
-
-def stamped(result: Result, *, took_s: float) -> Result:
-    return msgspec.structs.replace(result, took_s=took_s, load=os.getloadavg()[0])
-
-
-def mib(count: int) -> float:
-    return count / MIB

@@ -1,29 +1,46 @@
-"""All benchmarks by name, in the order in which they run."""
+"""All measures and contenders by name."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from benchmarks.harness import Result
+from benchmarks import contenders, measures
+from benchmarks.contenders.contender import Contender
+from benchmarks.harness import Outcome
 from benchmarks.lab import Lab
+from benchmarks.workload import Workload
+
+Measure = Callable[[Lab, Workload], Outcome]
+ContenderMaker = Callable[[Lab, str], Contender]  # of the laboratory and the origin's URL
+
+MEASURES: dict[str, Measure] = {}
+CONTENDERS: dict[str, ContenderMaker] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    name: str
-    title: str
-    run: Callable[[Lab], Result]
+def measure(name: str) -> Callable[[Measure], Measure]:
+    """Register a function as the measure that workloads call by that name."""
 
-
-ALL: dict[str, Benchmark] = {}
-
-
-def benchmark(name: str, title: str) -> Callable[[Callable[[Lab], Result]], Benchmark]:
-    """Register a function as the benchmark of that name."""
-
-    def register(run: Callable[[Lab], Result]) -> Benchmark:
-        ALL[name] = Benchmark(name, title, run)
-        return ALL[name]
+    def register(run: Measure) -> Measure:
+        MEASURES[name] = run
+        return run
 
     return register
+
+
+def contender(name: str) -> Callable[[ContenderMaker], ContenderMaker]:
+    """Register what makes the contender that workloads call by that name."""
+
+    def register(make: ContenderMaker) -> ContenderMaker:
+        CONTENDERS[name] = make
+        return make
+
+    return register
+
+
+def load() -> None:
+    """Import every family, so that all are registered."""
+    for package in (measures, contenders):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)

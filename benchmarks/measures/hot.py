@@ -40,21 +40,24 @@ def _preads(fd: int, places: list[int]) -> Callable[[], None]:
     return run
 
 
-@benchmark("hot-read", "hot ns.read of 64 KiB, random")
-def hot_read(lab: Lab) -> Result:
-    scale = lab.scale
-    places = offsets(lab.random(), scale.hot_ops, scale.hot_bytes)
-    path = path_of(lab.hot())
-    race = Race("hot-read", amount=len(places), unit="µs", per="op")
+@measure("hot-read")
+def hot_read(lab: Lab, workload: Workload) -> Outcome:
+    """ns.read and ns.read_into of random blocks, against the same reads of the same file."""
+    (found,) = lab.objects(workload.dataset)
+    path, block = path_of(found.key), workload.access.block_bytes
+    places = offsets(lab.random(), workload.load.operations, found.length, block)
     with lab.namespace() as namespace:
         fd = warm(namespace, path)
+        race = Race(
+            amount=len(places), unit="µs", per="op", sampler=lab.sampler(namespace=namespace)
+        )
 
         def ours() -> None:
             read = namespace.read
             for place in places:
-                read(path, place, READ_BLOCK)
+                read(path, place, block)
 
-        buffer = bytearray(READ_BLOCK)
+        buffer = bytearray(block)
 
         def ours_into() -> None:
             read_into = namespace.read_into
@@ -66,23 +69,15 @@ def hot_read(lab: Lab) -> Result:
             for place in places:
                 preadv(fd, target, place)
 
-        race.add("os.pread", "bound", _preads(fd, places))
+        race.add("os.pread", "bound", _preads(fd, places, block))
         race.add("ns.read", "ours", ours)
         race.add("os.preadv into one buffer", "bound", bound_into)
         race.add("ns.read_into", "ours", ours_into)
         meter = Meter(namespace)
-        race.run(scale.hot_rounds)
+        race.run(workload.load.rounds, warm_up=workload.load.warm_up)
         tiers = meter.read()
         os.close(fd)
-    ratio = race.ratio("ns.read", "os.pread")
-    return Result(
-        name="hot-read",
-        title="hot `ns.read` of 64 KiB, random",
-        figures=race.figures,
-        bars=(Bar(text="ns.read ÷ os.pread of the same file", figure=ratio, limit=1.35),),
-        tiers=tiers,
-        sizes={"object_bytes": scale.hot_bytes, "read_bytes": READ_BLOCK, "reads": len(places)},
-    )
+    return Outcome(figures=race.figures, tiers=tiers)
 
 
 @benchmark("hot-cat-file", "hot fsspec cat_file(path, start, end), 64 KiB")
