@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tiercache.agent.directory import CacheDirectory
+from tiercache.client.agreement import accept
 from tiercache.client.launch import Announcement, start_agent
 from tiercache.client.link import Link
 from tiercache.client.reader import Reader
@@ -79,7 +80,8 @@ class Client:
 
 
 def open_client(settings: Settings, *, embedded: bool = False) -> Client:
-    """Open a client, starting an agent where the directory has none."""
+    """Open a client, starting an agent where the directory has none. Raises ConfigError where the
+    agent that serves it was started with other limits."""
     directory = cache_directory(settings)
     engine: EmbeddedAgent | None = None
     if embedded:
@@ -91,6 +93,7 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         mounts=settings.mounts,
         profiles=tuple(settings.profiles.values()),
         start_agent=lambda: start_agent(settings, directory.log),
+        accept=lambda welcome: accept(settings, welcome),
     )
     try:
         link.ensure()

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,9 +32,18 @@ from tests.fault.origin_rig import agent_pids
 from tests.fault.other_user import NOBODY, as_root, run_as_nobody
 from tiercache.client.link import connect
 from tiercache.errors import AccessDenied, ConfigError
-from tiercache.settings import MountSettings, ProfileSettings, Settings
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    FreeSpaceRatio,
+    MountSettings,
+    ProfileSettings,
+    Settings,
+    TotalBytes,
+)
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import ObjectServer, S3Server
+from tiercache.units import MIB
 
 AGENTS = 8
 DATA = object_bytes("two-agents", 200_000)  # small: one GET fetches it
@@ -165,6 +175,53 @@ def test_a_configuration_that_contradicts_the_agents_is_refused(
         assert ns.read("/m/a") == DATA  # the one that was first goes on
         with tiercache.connect(settings) as ns2:
             assert ns2.read("/m/a") == DATA
+
+
+def with_cache(settings: Settings, **values: Any) -> Settings:
+    cache = msgspec.structs.replace(settings.cache, **values)
+    return msgspec.structs.replace(settings, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"limit": TotalBytes(128 * MIB)},
+            r"capacity is 128 MiB .* here, .* is 64.0 MiB .* agent",
+        ),
+        ({"limit": FreeSpaceRatio(0.25)}, r"cache\.free_space is 25% here, cache\.capacity is 64"),
+        ({"memory_bytes": 65 * MIB}, r"cache\.memory is 65.0 MiB .* here, 64.0 MiB .* agent"),
+    ],
+)
+def test_limits_that_the_running_agent_does_not_keep_are_refused(
+    settings: Settings, values: dict[str, Any], message: str
+) -> None:
+    with namespace(settings) as ns:
+        with pytest.raises(ConfigError, match=message) as caught:
+            tiercache.connect(with_cache(settings, **values))
+        assert caught.value.path == settings.cache.dir
+        assert "tiercache agent stop" in caught.value.remedy
+        assert ns.read("/m/a") == DATA
+
+
+def test_a_client_that_names_no_limits_takes_those_of_the_agent(settings: Settings) -> None:
+    default = CacheSettings()
+    silent = with_cache(settings, limit=default.limit, memory_bytes=default.memory_bytes)
+    with namespace(settings), tiercache.connect(silent) as ns:
+        assert ns.status()["cache"]["capacity_bytes"] == 64 * MIB
+        assert ns.read("/m/a") == DATA
+
+
+def test_what_the_running_agent_does_otherwise_without_harm_is_said(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = AgentSettings(metrics_address="127.0.0.1:9", log_level="debug", idle_timeout_s=1.0)
+    other = msgspec.structs.replace(settings, agent=agent)
+    with namespace(settings), tiercache.connect(other) as ns:
+        assert ns.read("/m/a") == DATA
+    said = [record.getMessage() for record in caplog.records if record.name == "tiercache.client"]
+    assert [message.split()[0] for message in said] == ["agent.metrics_address", "agent.log_level"]
+    assert all("tiercache agent stop" in message for message in said)
 
 
 # -- coming and going -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ from tests.format.golden import golden
 from tiercache import wire
 from tiercache.errors import FormatError
 from tiercache.model import JobProgress, JobState, Kind
-from tiercache.settings import MountSettings, ProfileSettings
+from tiercache.settings import AgentSettings, CacheSettings, MountSettings, ProfileSettings
 
 MOUNT = MountSettings(path="/m", origin="s3://bucket/data")
 GONE = wire.Failure("NotFound", "x", "/m/a", "")
@@ -44,7 +44,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "ReadThrough": wire.ReadThrough("/m/a", "v1", 0, 100),
     "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
     "Done": wire.Done(7),
-    "Welcome": wire.Welcome("0.1.0", 42, (MOUNT,)),
+    "Welcome": wire.Welcome("0.1.0", 42, (MOUNT,), CacheSettings(dir="/c"), AgentSettings()),
     "Found": wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True),
     "Filled": wire.Filled((None,)),
     "Filled-2": wire.Filled((b"ab",)),
@@ -57,10 +57,15 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Local": wire.Local("/c/extents/00/1"),
 }
 
+# What peers of the same wire version sent before a field was added: read, no longer written.
+OLDER: dict[str, wire.Request | wire.Response] = {
+    "Welcome-without-settings": wire.Welcome("0.1.0", 42, (MOUNT,)),
+}
+
 
 def test_every_message_has_its_golden_frame() -> None:
     assert wire.WIRE_VERSION == 1
-    assert golden("frames").keys() == MESSAGES.keys()
+    assert golden("frames").keys() == MESSAGES.keys() | OLDER.keys()
     kinds = {*get_args(wire.AnyRequest), *get_args(wire.AnyResponse)}
     assert {type(message) for message in MESSAGES.values()} == kinds
 
@@ -69,10 +74,21 @@ def test_every_message_has_its_golden_frame() -> None:
 def test_frames(name: str) -> None:
     message, raw = MESSAGES[name], golden("frames")[name]
     assert wire.frame(message) == raw
+    assert read(message, raw) == message
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_frames_are_read(name: str) -> None:
+    assert read(OLDER[name], golden("frames")[name]) == OLDER[name]
+
+
+def read(message: wire.Request | wire.Response, raw: bytes) -> wire.Request | wire.Response:
+    """Return what ``raw`` says, decoded as what ``message`` is."""
     header, body = raw[: wire.HEADER.size], raw[wire.HEADER.size :]
     assert wire.parse_header(header) == len(body)
     decode = wire.decode_request if isinstance(message, wire.Request) else wire.decode_response
-    assert decode(body) == message
+    found: wire.Request | wire.Response = decode(body)
+    return found
 
 
 def test_the_header_is_checked_before_the_body_is_read() -> None:

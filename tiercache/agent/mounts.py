@@ -13,6 +13,7 @@ import msgspec
 
 from tiercache import records
 from tiercache.errors import ConfigError, IsADirectory
+from tiercache.policy import agreement
 from tiercache.policy.mounts import MountTable
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Origin, OriginCapabilities
@@ -84,8 +85,7 @@ class Mounts:
             if known != profile:
                 raise ConfigError(
                     f"profile {profile.name!r} differs from the one the running agent has",
-                    remedy="use one configuration a cache directory, or restart the agent: "
-                    "tiercache agent stop",
+                    remedy=agreement.REMEDY,
                 )
         for mount in mounts:
             standing = new_mounts.setdefault(mount.path, mount)
@@ -93,8 +93,7 @@ class Mounts:
                 raise ConfigError(
                     f"mount {mount.path} is {standing.origin} ({standing.consistency}) in the "
                     f"running agent, not {mount.origin} ({mount.consistency})",
-                    remedy="use one configuration a cache directory, or restart the agent: "
-                    "tiercache agent stop",
+                    remedy=agreement.REMEDY,
                 )
         if new_mounts != self._mounts or new_profiles != self._profiles:
             self._table = MountTable(new_mounts.values(), new_profiles)

@@ -206,7 +206,9 @@ class Server:
     def _hello(self, peer: Peer, request: wire.Hello) -> wire.Welcome:
         peer.version = request.client_version
         self._engine.mounts.add(request.mounts, request.profiles)
-        return wire.Welcome(__version__, os.getpid(), self._engine.mounts.all)
+        running = self._engine.settings
+        mounts = self._engine.mounts.all
+        return wire.Welcome(__version__, os.getpid(), mounts, running.cache, running.agent)
 
     async def _write_begin(self, peer: Peer, request: wire.WriteBegin) -> wire.WriteStarted:
         engine = self._engine

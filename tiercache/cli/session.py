@@ -56,8 +56,8 @@ def tally(ctx: typer.Context) -> Tally:
 def running_agent(settings: Settings) -> Link | None:
     """Return a link to the agent of this cache directory, None where none runs; starts none.
 
-    It greets without mounts, so that it also reaches an agent of another configuration. The
-    caller closes it. Raises FormatError for an agent of another wire version.
+    It greets without mounts and takes what it finds, so that it also reaches an agent of another
+    configuration. The caller closes it. Raises FormatError for an agent of another wire version.
     """
     from tiercache.client.link import Link
     from tiercache.compose import cache_directory
@@ -67,7 +67,11 @@ def running_agent(settings: Settings) -> Link | None:
         raise AgentUnavailable("no agent runs", path=settings.cache.dir)
 
     link = Link(
-        socket_path=cache_directory(settings).socket, mounts=(), profiles=(), start_agent=none
+        socket_path=cache_directory(settings).socket,
+        mounts=(),
+        profiles=(),
+        start_agent=none,
+        accept=lambda welcome: None,
     )
     try:
         link.ensure()

@@ -45,7 +45,8 @@ _ONCE = (wire.WriteData, wire.WriteFinish, wire.CopyObject)
 
 
 class Link:
-    """Requests and answers. ``start_agent`` returns when an agent serves, or raises."""
+    """Requests and answers. ``start_agent`` returns when an agent serves, or raises; ``accept``
+    is called with the welcome of each agent that answers, and raises for one not to be used."""
 
     def __init__(
         self,
@@ -54,11 +55,13 @@ class Link:
         mounts: tuple[MountSettings, ...],
         profiles: tuple[ProfileSettings, ...],
         start_agent: Callable[[], None],
+        accept: Callable[[wire.Welcome], None],
     ) -> None:
         # Constant after construction
         self._socket_path = socket_path
         self._hello = wire.frame(wire.Hello(__version__, os.getpid(), mounts, profiles))
         self._start_agent = start_agent
+        self._accept = accept
         # Guarded by _lock (list operations are atomic by themselves)
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
@@ -68,7 +71,8 @@ class Link:
     # -- connections ------------------------------------------------------------------------
 
     def _connect(self) -> socket.socket:
-        """Return a greeted connection. Raises OSError where nobody listens."""
+        """Return a greeted connection. Raises OSError where nobody listens, and what the agent
+        says against us or we against it."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)
@@ -76,13 +80,14 @@ class Link:
             sock.settimeout(ANSWER_TIMEOUT_S)
             sock.sendall(self._hello)
             answer = receive(sock)
+            if isinstance(answer, wire.Failure):
+                raise wire.error_of(answer)
+            assert isinstance(answer, wire.Welcome)
+            if self.welcome is None or self.welcome.agent_pid != answer.agent_pid:
+                self._accept(answer)
         except BaseException:
             sock.close()
             raise
-        if isinstance(answer, wire.Failure):
-            sock.close()
-            raise wire.error_of(answer)
-        assert isinstance(answer, wire.Welcome)
         self.welcome = answer
         return sock
 

@@ -1,0 +1,51 @@
+"""Which settings of a client the running agent's contradict."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiercache.policy.agreement import ignored, refused
+from tiercache.settings import AgentSettings, CacheSettings, FreeSpaceRatio, Limit, TotalBytes
+from tiercache.units import GIB
+
+DEFAULT = CacheSettings()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "keys"),
+    [
+        (DEFAULT.limit, DEFAULT.limit, []),
+        (DEFAULT.limit, TotalBytes(GIB), []),  # whoever says nothing takes what is there
+        (TotalBytes(GIB), TotalBytes(GIB), []),
+        (TotalBytes(GIB), TotalBytes(GIB + 1), ["cache.capacity is 1.0 GiB (1073741824) here"]),
+        (TotalBytes(GIB), DEFAULT.limit, ["cache.free_space is 10% in the running agent"]),
+        (FreeSpaceRatio(0.125), FreeSpaceRatio(0.1), ["cache.free_space is 12.5% here"]),
+        (FreeSpaceRatio(0.2), TotalBytes(GIB), ["cache.free_space is 20% here"]),
+    ],
+)
+def test_limits(wanted: Limit, running: Limit, keys: list[str]) -> None:
+    found = refused(CacheSettings(dir="/a", limit=wanted), CacheSettings(dir="/b", limit=running))
+    assert len(found) == len(keys)
+    assert all(key in sentence for key, sentence in zip(keys, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "count"),
+    [(GIB, GIB, 0), (GIB, 2 * GIB, 0), (2 * GIB, 2 * GIB, 0), (2 * GIB, GIB, 1), (3, 4, 1)],
+)
+def test_memory(wanted: int, running: int, count: int) -> None:
+    assert DEFAULT.memory_bytes == GIB
+    found = refused(CacheSettings(memory_bytes=wanted), CacheSettings(memory_bytes=running))
+    assert len(found) == count
+    assert all(sentence.startswith("cache.memory is ") for sentence in found)
+
+
+def test_what_is_said_and_what_is_left_to_whoever_started_the_agent() -> None:
+    running = AgentSettings(metrics_address="h:1", log_level="error", idle_timeout_s=0.0)
+    assert ignored(AgentSettings(idle_timeout_s=5.0), running) == []
+    assert ignored(running, running) == []
+    said = ignored(AgentSettings(metrics_address="h:2", log_level="debug"), running)
+    assert said == [
+        "agent.metrics_address is 'h:2' here, 'h:1' in the running agent",
+        "agent.log_level is 'debug' here, 'error' in the running agent",
+    ]
