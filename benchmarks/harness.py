@@ -53,7 +53,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """What one contender reached: one value a round, in ``unit``. ``threads`` and ``processes``
-    tell how many read at once."""
+    tell how many read at once. Figures of one workload that do different things (a read, a read
+    into a buffer) say so in ``work``; a report compares those of equal work."""
 
     name: str
     role: Role
@@ -62,6 +63,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     higher_is_better: bool = False
     threads: int = 1
     processes: int = 1
+    work: str = ""
     sample: Sample | None = None
 
     @property
@@ -96,7 +98,8 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
     """A promise: ``figure`` is at most (or at least) ``limit``. ``slack`` is the factor that the
-    gate, on a small and loaded machine, allows on top."""
+    gate, on a small and loaded machine, allows on top. ``ours`` names the figure that it is
+    about, ``against`` those that it was divided by; both are empty where it is about a number."""
 
     text: str
     figure: float
@@ -104,6 +107,8 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = "×"
     at_most: bool = True
     slack: float = 1.25
+    ours: str = ""
+    against: tuple[str, ...] = ()
 
     def passed(self, *, short: bool = False) -> bool:
         if self.at_most:
@@ -176,6 +181,7 @@ class _Contender:
     amount: float
     threads: int
     processes: int
+    work: str
     sampler: Sampling | None
     values: list[float] = field(default_factory=list)
 
@@ -213,6 +219,7 @@ class Race:
         amount: float | None = None,
         threads: int = 1,
         processes: int = 1,
+        work: str = "",
     ) -> None:
         """``run`` is timed, ``prepare`` before it is not. A ``run`` that returns a number, or
         what it measured, has taken its seconds itself (a process of its own does); where it also
@@ -226,6 +233,7 @@ class Race:
                 amount=self._amount if amount is None else amount,
                 threads=threads,
                 processes=processes,
+                work=work,
                 sampler=None if self._sampler is None else self._sampler(),
             )
         )
@@ -282,6 +290,7 @@ class Race:
                 higher_is_better=self._per == "s",
                 threads=one.threads,
                 processes=one.processes,
+                work=one.work,
                 sample=None if one.sampler is None else one.sampler.sample(),
             )
             for one in self._contenders
@@ -334,4 +343,6 @@ def _judged(spec: BarSpec, outcome: Outcome) -> Bar | None:
         unit=spec.unit,
         at_most=at_most,
         slack=spec.slack,
+        ours=spec.ours,
+        against=tuple(name for name in spec.against if name in figures),
     )
