@@ -22,6 +22,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from tiercache.testing.network import Fault, NetworkProfile
 from tiercache.testing.object_servers import (
     AZURE_ACCOUNT,
     AZURE_KEY,
@@ -33,7 +34,7 @@ from tiercache.testing.object_servers import (
     ObjectServer,
     S3Server,
 )
-from tiercache.testing.proxy import Fault, FaultyProxy
+from tiercache.testing.proxy import FaultyProxy
 
 MIB = 1024 * 1024
 NewBucket = Callable[[ObjectServer], str]
@@ -154,7 +155,8 @@ def test_delays_the_first_byte(proxy: FaultyProxy, s3: S3Server, bucket: str) ->
 
 def test_limits_the_rate(s3: S3Server, bucket: str) -> None:
     s3.put(bucket, "key", bytes(MIB))
-    with FaultyProxy(s3.endpoint, total_bytes_per_s=4 * MIB) as proxy:
+    narrow = NetworkProfile(name="narrow", source="this test", total_bytes_per_s=4 * MIB)
+    with FaultyProxy(s3.endpoint, network=narrow) as proxy:
         started = time.monotonic()
         client_of(proxy).get_object(Bucket=bucket, Key="key")["Body"].read()
         assert time.monotonic() - started >= 0.24

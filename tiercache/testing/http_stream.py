@@ -46,6 +46,10 @@ class Head:
     def chunked(self) -> bool:
         return "chunked" in self.get("transfer-encoding").lower()
 
+    def has_body(self) -> bool:
+        """Return whether a request with this head goes on after it."""
+        return self.chunked() or bool(self.content_length())
+
     def content_length(self) -> int | None:
         text = self.get("content-length")
         return int(text) if text else None
@@ -119,8 +123,11 @@ class HttpStream:
                 await self._pass_on(self._block[:count], target, before_send)
             else:
                 count = len(self._pending) if left is None else min(left, len(self._pending))
-                data = bytes(self._pending[:count])
-                del self._pending[:count]
+                if count == len(self._pending):
+                    data, self._pending = self._pending, bytearray()
+                else:
+                    data = self._pending[:count]
+                    del self._pending[:count]
                 await self._pass_on(memoryview(data), target, before_send)
             if left is not None:
                 left -= count
