@@ -154,7 +154,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a run has measured itself, in processes of its own for example. ``histogram`` is an
-    encoded HDR histogram of nanoseconds."""
+    encoded HDR histogram of nanoseconds; ``device_read_bytes`` are what these processes, which
+    may have ended, read from block devices."""
 
     seconds: float
     operations: int = 0
@@ -162,6 +163,7 @@ class Measured:
     histogram: bytes = b""
     cpu_s: dict[str, float] = field(default_factory=dict)
     rss_bytes: dict[str, int] = field(default_factory=dict)
+    device_read_bytes: int = 0
 
 
 class Sampling(Protocol):
@@ -190,8 +192,9 @@ class Race:
     """The contenders of one workload, or of one point of it.
 
     ``amount`` is what one run handles: with ``per="op"`` values are µs an operation, with
-    ``per="s"`` amount a second. ``unit`` names the value. ``sampler`` makes what watches one
-    contender; its own work is outside the timed part.
+    ``per="s"`` amount a second. ``unit`` names the value. Where a run returns what it measured,
+    its operations are the amount, or with ``counts="MB"`` its bytes in 10⁶. ``sampler`` makes
+    what watches one contender; its own work is outside the timed part.
     """
 
     def __init__(
@@ -200,9 +203,11 @@ class Race:
         amount: float = 1.0,
         unit: str,
         per: Literal["op", "s"],
+        counts: Literal["operations", "MB"] = "operations",
         sampler: Callable[[], Sampling] | None = None,
     ) -> None:
         self._amount = amount
+        self._counts = counts
         self._unit = unit
         self._per = per
         self._sampler = sampler
@@ -234,7 +239,7 @@ class Race:
                 threads=threads,
                 processes=processes,
                 work=work,
-                sampler=None if self._sampler is None else self._sampler(),
+                sampler=None if make is None else make(),
             )
         )
 
@@ -275,9 +280,10 @@ class Race:
         return measured
 
     def _value(self, contender: _Contender, measured: Measured) -> float:
+        counted = measured.bytes / 1e6 if self._counts == "MB" else measured.operations
         if self._per == "op":
-            return measured.seconds / (measured.operations or contender.amount) * 1e6
-        return (measured.operations or contender.amount) / measured.seconds
+            return measured.seconds / (counted or contender.amount) * 1e6
+        return (counted or contender.amount) / measured.seconds
 
     @property
     def figures(self) -> tuple[Figure, ...]:

@@ -6,12 +6,20 @@ processes, spawned for each round, so that nothing is shared that users' process
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from benchmarks.harness import Role
 from benchmarks.workload import State, Workload
+from tiercache.namespace import Namespace
+
+
+def missing_package(module: str, package: str = "") -> str:
+    """Return how to install what a contender needs; empty where it is there."""
+    found = importlib.util.find_spec(module) is not None
+    return "" if found else f"not installed: pip install '{package or module}'"
 
 
 class Object(NamedTuple):
@@ -48,6 +56,10 @@ class Contender(ABC):
 
     name: str
     role: Role
+    # Of ours, for the agent's counters.
+    namespace: Namespace | None = None
+    # Whether all readers of a point are tasks of one process rather than spread over several.
+    one_process: bool = False
 
     def why_missing(self) -> str:
         """Return why it cannot run on this machine and how to mend that; empty where it can."""
