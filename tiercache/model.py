@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 
 import msgspec
@@ -57,6 +58,23 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int = 0
     token: str = ""
     mtime_s: float = 0.0
+
+
+class Listing(list[Entry]):
+    """What a directory holds, by name; a list, with what is known of its truth.
+
+    ``age_s`` is how long ago the origin said so (of several mounts the longest; inf where nobody
+    knows any more), ``stale`` is true where it is served past its time because the origin cannot
+    be reached."""
+
+    __slots__ = ("age_s", "stale")
+
+    def __init__(
+        self, entries: Iterable[Entry] = (), *, age_s: float = 0.0, stale: bool = False
+    ) -> None:
+        super().__init__(entries)
+        self.age_s = age_s
+        self.stale = stale
 
 
 class Stat(msgspec.Struct, frozen=True):

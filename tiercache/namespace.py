@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from os import PathLike, register_at_fork
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -21,7 +22,7 @@ from tiercache.client.reader import Reader, clamp
 from tiercache.client.resolver import Name
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
-from tiercache.model import Entry, FileExtent, Kind, Stat
+from tiercache.model import Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
 from tiercache.settings import MountSettings, Settings
@@ -32,7 +33,6 @@ SETTLE_ROUNDS = 8
 
 # The class has a method of the name ``list``.
 _Parts = list[records.ListingPart]
-_Entries = list[Entry]
 
 _living: weakref.WeakSet[Namespace] = weakref.WeakSet()
 
@@ -265,9 +265,10 @@ class Namespace:
             return False
         return True
 
-    def list(self, path: str, recursive: bool = False, *, refresh: bool = False) -> _Entries:
+    def list(self, path: str, recursive: bool = False, *, refresh: bool = False) -> Listing:
         """Return the entries of a directory by name; recursive, everything below it, names
-        relative to it. A file lists as itself. ``refresh`` asks the origin in any case.
+        relative to it. A file lists as itself. ``refresh`` asks the origin in any case; a listing
+        that is ``stale`` is served where that cannot be asked and the mount allows it.
 
         Raises NotFound.
         """
@@ -276,42 +277,48 @@ class Namespace:
             name = self.client.resolver.locate(path)
         except IsADirectory:
             name = None
-        entries = [] if name is None else self._listing(path, name, recursive, refresh)
+        found = Listing() if name is None else self._listing(path, name, recursive, refresh)
         if not children:
-            if not entries and name is not None:
+            if not found and name is not None:
                 return self._list_file_or_empty(path)
-            return entries
-        merged = {entry.name: entry for entry in entries}
+            return found
+        merged = {entry.name: entry for entry in found}
         for child in children:
             merged[child] = Entry(child, Kind.DIRECTORY)
             if recursive:
                 below = self.list(f"{path.rstrip('/')}/{child}", True, refresh=refresh)
+                found.age_s = max(found.age_s, below.age_s)
+                found.stale |= below.stale
                 merged.update(
                     (f"{child}/{e.name}", msgspec.structs.replace(e, name=f"{child}/{e.name}"))
                     for e in below
                 )
-        return [merged[key] for key in sorted(merged)]
+        found[:] = [merged[key] for key in sorted(merged)]
+        return found
 
-    def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> _Entries:
+    def _listing(self, path: str, name: Name, recursive: bool, refresh: bool) -> Listing:
+        client, found = self.client, Listing()
         parts = None if refresh else self._stored_listing(name, recursive, check=True)
+        validated_s = parts[0].validated_s if parts else -inf
         for _ in range(SETTLE_ROUNDS):
             if parts is not None:
                 break
             request = wire.ListNames(path, recursive, refresh)
-            answer = self.client.link.request(request, wire.Listed)
+            answer = client.link.request(request, wire.Listed)
+            validated_s, found.stale = answer.validated_s, answer.stale
             if answer.inline is not None:
                 parts = msgspec.msgpack.decode(answer.inline, type=_Parts)
             else:
                 parts = self._stored_listing(name, recursive, check=False)
         if parts is None:
             raise StaleHandle("the directory changes faster than it can be listed", path=path)
-        entries: _Entries = []
         for part in parts:
-            entries.extend(part.entries)
+            found.extend(part.entries)
         if not recursive:
             # Objects stand before prefixes there; two sorted runs cost little to merge.
-            entries.sort(key=_by_name)
-        return entries
+            found.sort(key=_by_name)
+        found.age_s = max(0.0, client.clock.now() - validated_s)
+        return found
 
     def _stored_listing(self, name: Name, recursive: bool, *, check: bool) -> _Parts | None:
         """Return a listing as the index has it, all of it as of one commit."""
@@ -340,12 +347,14 @@ class Namespace:
             return None
         return [records.decode_listing(raw) for raw in raws if raw is not None]
 
-    def _list_file_or_empty(self, path: str) -> _Entries:
+    def _list_file_or_empty(self, path: str) -> Listing:
         found = self.stat(path)
-        if found.kind is Kind.DIRECTORY:
-            return []
-        base = path.rstrip("/").rsplit("/", 1)[-1]
-        return [Entry(base, Kind.FILE, found.size_bytes, found.version, found.mtime_s)]
+        listing = Listing(age_s=found.age_s, stale=found.stale)
+        if found.kind is Kind.FILE:
+            base = path.rstrip("/").rsplit("/", 1)[-1]
+            entry = Entry(base, Kind.FILE, found.size_bytes, found.version, found.mtime_s)
+            listing.append(entry)
+        return listing
 
     # -- writing ----------------------------------------------------------------------------
 

@@ -167,6 +167,7 @@ def test_cached_data_is_served_at_once_and_marked_stale(rig: Rig, outage: str) -
     assert ns.read("/m/big.bin") == BIG
     assert ns.read("/m/dir/small.bin") == SMALL
     names = ns.list("/m")
+    assert not names.stale and names.age_s < 0.3
     assert not ns.stat("/m/big.bin").stale
     OUTAGES[outage][0](rig.proxy)
     time.sleep(0.4)  # the ttl, in real time
@@ -181,13 +182,15 @@ def test_cached_data_is_served_at_once_and_marked_stale(rig: Rig, outage: str) -
         found = ns.stat("/m/big.bin")
         assert found.stale and found.age_s > 0.3 and found.size_bytes == len(BIG)
         assert ns.exists("/m/dir/small.bin")
-        assert ns.list("/m") == names
+        listing = ns.list("/m")
+        assert listing == names and listing.stale and listing.age_s > 0.3
         assert ns.stat("/m/dir").kind is Kind.DIRECTORY
         assert time.monotonic() - started < AT_ONCE_S
     rig.put("big.bin", SMALL)
     rig.proxy.heal()
     eventually(lambda: not ns.stat("/m/big.bin").stale, within_s=20, what="fresh again")
     assert ns.read("/m/big.bin") == SMALL
+    assert not ns.list("/m").stale
 
 
 @pytest.mark.parametrize("outage", ["down", "black hole"])
@@ -205,6 +208,8 @@ def test_cached_data_is_served_after_a_restart_while_offline(rig: Rig, outage: s
     assert {entry.name for entry in again.list("/m")} == {
         "big.bin", "cold.bin", "dir", "unseen.bin",
     }  # fmt: skip
+    everything = again.list("/", recursive=True)
+    assert len(everything) == 5 and everything.stale and 0.3 < everything.age_s < 60
     assert again.stat("/m/dir").is_dir
     assert again.exists("/m/cold.bin")
     assert time.monotonic() - started < 2 * AT_ONCE_S
@@ -243,7 +248,7 @@ def test_close_to_open_fails_offline_unless_told_to_serve_stale(rig: Rig) -> Non
     started = time.monotonic()
     assert loose.read("/m/big.bin") == BIG
     assert loose.stat("/m/big.bin").stale
-    assert len(loose.list("/m")) == 4
+    assert len(loose.list("/m")) == 4 and loose.list("/m").stale
     assert time.monotonic() - started < AT_ONCE_S
     handle.close()
 

@@ -311,7 +311,9 @@ class Names:
         # One that was inferred must be where the client reads it.
         kept = await self._keep()
         parts = () if kept else stored(self._index, name)
-        return Listing(fallback.validated_s, stale=True, parts=parts)
+        # A time of another boot says nothing about age.
+        same_boot = fallback.boot == self._clock.boot_id
+        return Listing(fallback.validated_s if same_boot else -inf, stale=True, parts=parts)
 
     def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
         """Return the first part of the last listing known, or of one that follows from what is
