@@ -181,6 +181,7 @@ class _Contender:
     run: Callable[[], float | Measured | None]
     prepare: Callable[[], None] | None
     amount: float
+    bytes: int
     threads: int
     processes: int
     work: str
@@ -193,7 +194,8 @@ class Race:
 
     ``amount`` is what one run handles: with ``per="op"`` values are µs an operation, with
     ``per="s"`` amount a second. ``unit`` names the value. Where a run returns what it measured,
-    its operations are the amount, or with ``counts="MB"`` its bytes in 10⁶. ``sampler`` makes
+    its operations are the amount, or with ``counts="MB"`` its bytes in 10⁶. ``bytes`` are what
+    readers are given in one run that does not measure that itself; 0: not known. ``sampler`` makes
     what watches one contender; its own work is outside the timed part.
     """
 
@@ -201,12 +203,14 @@ class Race:
         self,
         *,
         amount: float = 1.0,
+        bytes: int = 0,
         unit: str,
         per: Literal["op", "s"],
         counts: Literal["operations", "MB"] = "operations",
         sampler: Callable[[], Sampling] | None = None,
     ) -> None:
         self._amount = amount
+        self._bytes = bytes
         self._counts = counts
         self._unit = unit
         self._per = per
@@ -222,13 +226,16 @@ class Race:
         *,
         prepare: Callable[[], None] | None = None,
         amount: float | None = None,
+        bytes: int | None = None,
         threads: int = 1,
         processes: int = 1,
         work: str = "",
+        sampler: Callable[[], Sampling] | None = None,
     ) -> None:
         """``run`` is timed, ``prepare`` before it is not. A ``run`` that returns a number, or
         what it measured, has taken its seconds itself (a process of its own does); where it also
-        counted operations, those are the amount."""
+        counted operations, those are the amount. ``sampler`` goes before the race's."""
+        make = sampler or self._sampler
         self._contenders.append(
             _Contender(
                 name=name,
@@ -236,6 +243,7 @@ class Race:
                 run=run,
                 prepare=prepare,
                 amount=self._amount if amount is None else amount,
+                bytes=self._bytes if bytes is None else bytes,
                 threads=threads,
                 processes=processes,
                 work=work,
@@ -271,9 +279,7 @@ class Race:
         finally:
             gc.enable()
         measured = (
-            own
-            if isinstance(own, Measured)
-            else Measured(seconds=seconds if own is None else own)
+            own if isinstance(own, Measured) else Measured(seconds=seconds if own is None else own)
         )
         if sampler is not None:
             sampler.end(measured)

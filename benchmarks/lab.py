@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 import tiercache
 from benchmarks import datasets
 from benchmarks.contenders.contender import Object
+from benchmarks.harness import Outcome, Race
+from benchmarks.processes import agent_pid, alive, device_read_bytes
 from benchmarks.sampler import Sampler
-from benchmarks.workload import Dataset
+from benchmarks.workload import Dataset, Workload
 from tiercache.model import Consistency
 from tiercache.namespace import Namespace
 from tiercache.settings import (
@@ -36,7 +36,7 @@ from tiercache.settings import (
 )
 from tiercache.testing.emulators import SeaweedS3
 from tiercache.testing.network import PROFILES
-from tiercache.testing.proxy import ProxyProcess
+from tiercache.testing.proxy_process import ProxyProcess
 
 BUCKET = "bench"
 MOUNT = "/bench"
@@ -73,10 +73,16 @@ class Lab:
 
     @cached_property
     def server(self) -> SeaweedS3:
-        server = self._stack.enter_context(SeaweedS3())
+        server = self._stack.enter_context(SeaweedS3(metrics=True))
         os.environ.update(server.env)
         server.make_bucket(BUCKET)
         return server
+
+    @property
+    def running_server(self) -> SeaweedS3 | None:
+        """The server if anything has needed it yet."""
+        found: SeaweedS3 | None = vars(self).get("server")
+        return found
 
     def objects(self, dataset: Dataset) -> list[Object]:
         """Put a data set below its folder, once a run; return its objects in order of name."""
@@ -197,21 +203,8 @@ def stop_agent(namespace: Namespace) -> None:
     namespace.shut_down_agent()
     namespace.close()
     deadline = time.monotonic() + 20.0
-    while pid and _alive(pid) and time.monotonic() < deadline:
+    while pid and alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def agent_pid(namespace: Namespace) -> int:
-    welcome = namespace.client.link.welcome
-    return welcome.agent_pid if welcome is not None else 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def settle() -> None:
@@ -235,9 +228,8 @@ class Meter:
         for origin in status["origins"]:
             for name in ("requests_get", "requests_head", "requests_list", "bytes_read"):
                 counts[f"origin_{name}"] = counts.get(f"origin_{name}", 0) + origin.get(name, 0)
-        counts["device_read_bytes"] = _device_reads(os.getpid()) + _device_reads(
-            agent_pid(self._namespace)
-        )
+        pids = (os.getpid(), agent_pid(self._namespace))
+        counts["device_read_bytes"] = sum(device_read_bytes(pid) or 0 for pid in pids)
         return counts
 
     def read(self) -> dict[str, int]:
@@ -246,9 +238,18 @@ class Meter:
         return {name: now[name] - self._before.get(name, 0) for name in now}
 
 
-def _device_reads(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
+def raced(race: Race, workload: Workload, namespace: Namespace) -> Outcome:
+    """Run a race as the workload's load says. The tiers are those of all its rounds."""
+    meter = Meter(namespace)
+    race.run(workload.load.rounds, warm_up=workload.load.warm_up)
+    return Outcome(
+        figures=race.figures,
+        missing=tuple(race.missing),
+        tiers=meter.read(),
+        sizes={
+            "objects": workload.dataset.count,
+            "object_bytes": workload.dataset.object_bytes,
+            "read_bytes": workload.access.block_bytes,
+            "rounds": workload.load.rounds,
+        },
+    )
