@@ -252,6 +252,19 @@ class TestLocal(WritingContract):
         with pytest.raises(Unsupported):
             await origin.get("link/outside")
 
+    async def test_a_directory_without_files_is_not_listed(self, origin: Origin) -> None:
+        for key in ("last/deep/one", "full/deep/two"):
+            self.seed(key, b"x")
+        await origin.delete("last/deep/one")
+        assert (self.root / "last" / "deep").is_dir(), "it may be somebody's"
+        for prefix, prefixes in (("", ["full/"]), ("last/", []), ("full/", ["full/deep/"])):
+            assert await listed(origin, prefix, recursive=False) == ([], prefixes)
+        (self.root / "last" / "deep" / ".tiercache-part-0").write_bytes(b"half")
+        assert await listed(origin, "", recursive=False) == ([], ["full/"])
+        assert await listed(origin, "", recursive=False, limit=1) == ([], ["full/"])
+        (self.root / "last" / "link").symlink_to(self.root / "full")
+        assert (await listed(origin, "", recursive=False))[1] == ["full/", "last/"]
+
     async def test_a_write_in_progress_is_not_listed(self, origin: Origin) -> None:
         listings = []
 

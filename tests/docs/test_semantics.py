@@ -9,10 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 def functions(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
 
 
 def test_every_named_test_exists() -> None:

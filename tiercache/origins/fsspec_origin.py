@@ -46,7 +46,9 @@ from tiercache.ports import (
 from tiercache.settings import ProfileSettings
 
 _T = TypeVar("_T")
-_Names = tuple[list[ObjectInfo], list[str]]  # outside the class, whose ``list`` is a method
+# Outside the class, whose ``list`` is a method.
+_Prefixes = list[str]
+_Names = tuple[list[ObjectInfo], _Prefixes]
 PAGE_KEYS = 1000
 # A stream is held in memory up to here, then in a temporary file that the filesystem uploads in
 # parts of its own.
@@ -156,6 +158,7 @@ class FsspecOrigin:
         except NotFound:
             entries = []
         objects, prefixes = self._sorted(entries, prefix)
+        prefixes = await self._with_objects(prefixes)
         if not (objects or prefixes) and not await self._call("exists", self._root, key=""):
             raise bucket_missing(self._url)
         left = len(objects) + len(prefixes) if limit is None else limit
@@ -178,6 +181,10 @@ class FsspecOrigin:
                 objects.append(_object_info(key, entry))
         objects.sort(key=lambda info: info.key.encode())
         return objects, sorted(prefixes)
+
+    async def _with_objects(self, prefixes: _Prefixes) -> _Prefixes:
+        """Return those of the prefixes that some object has."""
+        return prefixes
 
     def _hidden(self, key: str) -> bool:
         return False

@@ -21,7 +21,8 @@ _PART_PREFIX = ".tiercache-part-"
 
 class LocalOrigin(FsspecOrigin):
     """Writes are atomic: a file of another name, fsynced, takes the key's name when it is
-    whole. No key leaves the root, neither by ``..`` nor by a symbolic link."""
+    whole. No key leaves the root, neither by ``..`` nor by a symbolic link. A directory is listed
+    where a file lies below it, as in an object store; empty ones are neither shown nor removed."""
 
     def _path(self, key: str) -> str:
         parts = key.split("/")
@@ -35,6 +36,12 @@ class LocalOrigin(FsspecOrigin):
 
     def _hidden(self, key: str) -> bool:
         return key.rpartition("/")[2].startswith(_PART_PREFIX)
+
+    async def _with_objects(self, prefixes: list[str]) -> list[str]:
+        def check() -> list[str]:
+            return [prefix for prefix in prefixes if _holds_files(f"{self._root}/{prefix}")]
+
+        return await self._on_disk("", check)
 
     async def put(
         self, key: str, data: Buffer, *, condition: Condition = Always(), write_id: str = ""
@@ -75,6 +82,25 @@ class LocalOrigin(FsspecOrigin):
             return await self._in_thread(call)
         except OSError as error:
             raise translate(error, path=self._named(key), protocol="file") from error
+
+
+def _holds_files(folder: str) -> bool:
+    """Return whether a whole file lies anywhere below. A link counts, wherever it leads, and so
+    does a directory that cannot be looked into."""
+    folders = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif not entry.name.startswith(_PART_PREFIX):
+                        return True
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        except OSError:
+            return True
+    return False
 
 
 def _create(part: str) -> int:
