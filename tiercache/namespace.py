@@ -179,7 +179,7 @@ class Namespace:
         contract. With ``pin`` it stays until ``unpin``; without, until it is evicted. Every page
         of it is verified, once by each process.
 
-        Raises CacheFull where the object has no room.
+        Raises CacheFull where the object has no room, or one of several extents not twice its own.
         """
         request = wire.LocalPath(path, pin)
         file = self.client.link.request(request, wire.Local).file
