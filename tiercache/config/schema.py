@@ -28,10 +28,14 @@ class Kind(StrEnum):
     TABLE = "table of text, numbers and booleans"
 
 
+# Settings name their units, the file gives them with the value.
+UNITS = {Kind.SIZE: "_bytes", Kind.DURATION: "_s"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One key. ``attribute`` is the field of the section's settings; empty where the key stands
-    for an alternative (``capacity`` and ``free_space`` both become ``limit``)."""
+    """One key. ``attribute`` is the field of the section's settings that it becomes, where that is
+    not the key and its unit (``capacity`` and ``free_space`` both become ``limit``)."""
 
     key: str
     meaning: str
@@ -43,7 +47,7 @@ class Field:
 
     @property
     def target(self) -> str:
-        return self.attribute or self.key
+        return self.attribute or self.key + UNITS.get(self.kind, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,6 @@ CACHE = Section(
         Field(
             key="memory",
             kind=Kind.SIZE,
-            attribute="memory_bytes",
             meaning="Bound of all data buffers of the agent together.",
         ),
     ),
@@ -128,14 +131,12 @@ MOUNT = Section(
         Field(
             key="ttl",
             kind=Kind.DURATION,
-            attribute="ttl_s",
             meaning="How long a name is used without asking the origin again. Not with "
             "`immutable`, which never asks.",
         ),
         Field(
             key="negative_ttl",
             kind=Kind.DURATION,
-            attribute="negative_ttl_s",
             meaning="How long the origin's word that there is no such object is used.",
         ),
         Field(
@@ -188,21 +189,18 @@ PROFILE = Section(
         Field(
             key="connect_timeout",
             kind=Kind.DURATION,
-            attribute="connect_timeout_s",
             positive=True,
             meaning="Bound of one connection attempt.",
         ),
         Field(
             key="request_timeout",
             kind=Kind.DURATION,
-            attribute="request_timeout_s",
             positive=True,
             meaning="Bound of one attempt of a request.",
         ),
         Field(
             key="deadline",
             kind=Kind.DURATION,
-            attribute="deadline_s",
             positive=True,
             meaning="Bound of one request with all its retries.",
         ),
@@ -219,7 +217,6 @@ AGENT = Section(
         Field(
             key="idle_timeout",
             kind=Kind.DURATION,
-            attribute="idle_timeout_s",
             meaning="An agent without clients and jobs leaves after this; 0 means never.",
         ),
         Field(
