@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercache.config import LoadedConfig, load, show
+from tests.config.conftest import load_text
+from tiercache.config import load, show
 from tiercache.config.document import document
 from tiercache.config.places import line_numbers
 from tiercache.config.schema import SECTIONS
@@ -46,18 +47,6 @@ negative_ttl = "5s"
 [profile.aws-east]
 region = "us-east-1"           # endpoint, anonymous, addressing …
 """
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment without any configuration."""
-    return {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
-
-
-def load_text(text: str, tmp_path: Path, environ: dict[str, str]) -> LoadedConfig:
-    file = tmp_path / "config.toml"
-    file.write_text(text)
-    return load(file, environ=environ)
 
 
 # ---- what is taken

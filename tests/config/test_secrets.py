@@ -6,23 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tiercache.config import LoadedConfig, load
+from tests.config.conftest import load_text
+from tiercache.config import load
 from tiercache.config.secret_words import is_secret_value
 from tiercache.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment without any configuration."""
-    return {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
-
-
-def load_text(text: str, tmp_path: Path, environ: dict[str, str]) -> LoadedConfig:
-    file = tmp_path / "config.toml"
-    file.write_text(text)
-    return load(file, environ=environ)
 
 
 SECRETS = [
