@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from benchmarks.workload import BarSpec
 
 Role = Literal["ours", "bound", "rival"]
+Encoded = bytes  # where a field is called bytes, the type cannot be
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +161,7 @@ class Measured:
     seconds: float
     operations: int = 0
     bytes: int = 0
-    histogram: bytes = b""
+    histogram: Encoded = b""
     cpu_s: dict[str, float] = field(default_factory=dict)
     rss_bytes: dict[str, int] = field(default_factory=dict)
     device_read_bytes: int = 0
@@ -268,11 +269,11 @@ class Race:
         if contender.prepare is not None:
             contender.prepare()
         sampler = contender.sampler if counts else None
-        if sampler is not None:
-            sampler.begin()
         gc.collect()
         gc.disable()
         try:
+            if sampler is not None:
+                sampler.begin()
             started = time.perf_counter()
             own = contender.run()
             seconds = time.perf_counter() - started
@@ -282,8 +283,17 @@ class Race:
             own if isinstance(own, Measured) else Measured(seconds=seconds if own is None else own)
         )
         if sampler is not None:
-            sampler.end(measured)
+            sampler.end(self._completed(contender, measured))
         return measured
+
+    def _completed(self, contender: _Contender, measured: Measured) -> Measured:
+        """Return it with what the run did not count itself but was known before."""
+        known = int(contender.amount) if self._per == "op" else 0
+        return replace(
+            measured,
+            operations=measured.operations or known,
+            bytes=measured.bytes or contender.bytes,
+        )
 
     def _value(self, contender: _Contender, measured: Measured) -> float:
         counted = measured.bytes / 1e6 if self._counts == "MB" else measured.operations

@@ -45,6 +45,7 @@ class ProxyProcess:
         seed: int = 0,
     ) -> None:
         # Constant after construction.
+        self._network = network
         self._arguments = {"network": network, "timeline": timeline, "seed": seed}
         self._upstream_url = upstream_url
         # Written by start().
@@ -58,6 +59,11 @@ class ProxyProcess:
     def url(self) -> str:
         """The URL to give to clients instead of the server's."""
         return self._url
+
+    @property
+    def network(self) -> NetworkProfile | None:
+        """The profile that it began with; None: it does not shape."""
+        return self._network
 
     @property
     def pid(self) -> int:
