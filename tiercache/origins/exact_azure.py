@@ -12,7 +12,6 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.storage.blob import BlobPrefix, BlobProperties, ContainerClient
 
 from tiercache.errors import (
-    AlreadyExists,
     NotFound,
     OriginUnavailable,
     PreconditionFailed,
@@ -20,7 +19,14 @@ from tiercache.errors import (
 )
 from tiercache.model import ObjectInfo
 from tiercache.origins.obstore_stores import azure_account
-from tiercache.origins.statuses import bucket_missing, from_status, truncated
+from tiercache.origins.statuses import (
+    bucket_missing,
+    from_status,
+    require_version,
+    taken,
+    truncated,
+    version_gone,
+)
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
 from tiercache.settings import ProfileSettings
@@ -59,8 +65,7 @@ class ExactAzure:
 
     def get(self, key: str, start: int, end: int | None, token: str | None) -> Fetched:
         info = self.head(key)
-        if token is not None and info.token != token:
-            raise PreconditionFailed("the object is another version", path=self._path(key))
+        require_version(info, token, path=self._path(key))
         stop = info.size_bytes if end is None else min(end, info.size_bytes)
         if stop <= start:
             return Fetched(info, b"")
@@ -88,9 +93,9 @@ class ExactAzure:
         except azure.AzureError as error:
             found = self._failure(error, key)
             if isinstance(found, PreconditionFailed) and isinstance(condition, IfAbsent):
-                found = AlreadyExists("an object is there already", path=self._path(key))
+                found = taken(self._path(key))
             elif isinstance(condition, IfVersion) and type(found) is NotFound:
-                found = PreconditionFailed("the object is gone", path=self._path(key))
+                found = version_gone(self._path(key))
             raise found from error
         return self.head(key)
 

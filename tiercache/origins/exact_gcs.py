@@ -17,7 +17,6 @@ from google.cloud import storage  # type: ignore[import-untyped]  # ships no typ
 
 from tiercache.errors import (
     AccessDenied,
-    AlreadyExists,
     NotFound,
     OriginUnavailable,
     PreconditionFailed,
@@ -26,9 +25,13 @@ from tiercache.errors import (
 from tiercache.model import ObjectInfo
 from tiercache.origins.statuses import (
     CREDENTIALS_REMEDY,
+    another_version,
     bucket_missing,
     from_status,
+    require_version,
+    taken,
     truncated,
+    version_gone,
 )
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
@@ -67,8 +70,7 @@ class ExactGcs:
     def get(self, key: str, start: int, end: int | None, token: str | None) -> Fetched:
         blob = self._blob(key)
         info = _info(blob)
-        if token is not None and info.token != token:
-            raise PreconditionFailed("the object is another version", path=self._path(key))
+        require_version(info, token, path=self._path(key))
         stop = info.size_bytes if end is None else min(end, info.size_bytes)
         if stop <= start:
             return Fetched(info, b"")
@@ -94,9 +96,9 @@ class ExactGcs:
             try:
                 current = self._blob(key)
             except NotFound as error:
-                raise PreconditionFailed("the object is gone", path=self._path(key)) from error
+                raise version_gone(self._path(key)) from error
             if _info(current).token != condition.token:
-                raise PreconditionFailed("the object is another version", path=self._path(key))
+                raise another_version(self._path(key))
             generation = current.generation
         blob = self._bucket.blob(key)
         if write_id:
@@ -106,7 +108,7 @@ class ExactGcs:
         except _ERRORS as error:
             found = self._failure(error, key)
             if isinstance(found, PreconditionFailed) and generation == 0:
-                found = AlreadyExists("an object is there already", path=self._path(key))
+                found = taken(self._path(key))
             raise found from error
         return _info(blob)
 

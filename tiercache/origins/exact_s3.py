@@ -19,7 +19,6 @@ from botocore.config import Config
 
 from tiercache.errors import (
     AccessDenied,
-    AlreadyExists,
     NotFound,
     OriginUnavailable,
     PreconditionFailed,
@@ -32,7 +31,10 @@ from tiercache.origins.statuses import (
     CREDENTIALS_REMEDY,
     bucket_missing,
     from_status,
+    require_version,
+    taken,
     truncated,
+    version_gone,
 )
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Always, Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
@@ -86,7 +88,7 @@ class ExactS3:
         if "ContentRange" in answer:
             size_bytes = int(answer["ContentRange"].rpartition("/")[2])
         info = _info(key, size_bytes, answer)
-        self._require(info, token)
+        require_version(info, token, path=self._path(key))
         want_bytes = min(size_bytes if end is None else end, size_bytes) - start
         if len(data) != want_bytes:
             raise truncated(self._path(key), got_bytes=len(data), want_bytes=want_bytes)
@@ -94,12 +96,8 @@ class ExactS3:
 
     def _empty(self, key: str, token: str | None) -> Fetched:
         info = self.head(key)
-        self._require(info, token)
+        require_version(info, token, path=self._path(key))
         return Fetched(info, b"")
-
-    def _require(self, info: ObjectInfo, token: str | None) -> None:
-        if token is not None and info.token != token:
-            raise PreconditionFailed("the object is another version", path=self._path(info.key))
 
     def put(self, key: str, data: Buffer, condition: Condition, write_id: str) -> ObjectInfo:
         try:
@@ -205,9 +203,9 @@ class ExactS3:
     def _refusal(self, error: Exception, key: str, condition: Condition) -> TiercacheError:
         found = self._failure(error, key)
         if isinstance(found, NotFound) and isinstance(condition, IfVersion):
-            return PreconditionFailed("the object is gone", path=self._path(key))
+            return version_gone(self._path(key))
         if isinstance(found, PreconditionFailed) and isinstance(condition, IfAbsent):
-            return AlreadyExists("an object is there already", path=self._path(key))
+            return taken(self._path(key))
         return found
 
     def _failure(self, error: Exception, key: str) -> TiercacheError:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 
 from tiercache.errors import (
     AccessDenied,
-    AlreadyExists,
     NotFound,
     OriginUnavailable,
     TiercacheError,
     Unsupported,
 )
-from tiercache.origins.statuses import CREDENTIALS_REMEDY, from_status
+from tiercache.origins.statuses import (
+    CREDENTIALS_REMEDY,
+    from_status,
+    taken,
+)
 
 _CAUSES = 5  # a filesystem wraps its client's error once or twice
 
@@ -23,7 +26,7 @@ def translate(error: Exception, *, path: str, protocol: str) -> TiercacheError:
     if isinstance(error, TiercacheError):
         return error
     if isinstance(error, FileExistsError):
-        return AlreadyExists("an object is there already", path=path)
+        return taken(path)
     for cause in _chain(error):
         status = _status(cause)
         if status is not None:

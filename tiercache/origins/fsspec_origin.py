@@ -31,7 +31,12 @@ from tiercache.errors import (
 )
 from tiercache.model import ObjectInfo
 from tiercache.origins.fsspec_errors import translate
-from tiercache.origins.statuses import bucket_missing, truncated
+from tiercache.origins.statuses import (
+    bucket_missing,
+    require_version,
+    taken,
+    truncated,
+)
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import (
     Always,
@@ -108,8 +113,7 @@ class FsspecOrigin:
         path = self._path(key)
         if token is not None:
             fetched = await self._read(key, path, start, end)
-            if fetched.info.token != token:
-                raise PreconditionFailed("the object is another version", path=self._named(key))
+            require_version(fetched.info, token, path=self._named(key))
             return self._whole(fetched, start, end)
         for _ in range(_READ_ATTEMPTS):
             before = await self._info(key, path)
@@ -199,7 +203,7 @@ class FsspecOrigin:
         except PreconditionFailed as error:
             # s3fs tells a 412 from a 409 by text that not every server writes.
             if isinstance(condition, IfAbsent) and not isinstance(error, AlreadyExists):
-                raise AlreadyExists("an object is there already", path=error.path) from error
+                raise taken(error.path) from error
             raise
         return await self._info(key, path)
 

@@ -8,14 +8,17 @@ from obstore import exceptions as obs
 
 from tiercache.errors import (
     AccessDenied,
-    AlreadyExists,
     NotFound,
     OriginUnavailable,
-    PreconditionFailed,
     TiercacheError,
     Unsupported,
 )
-from tiercache.origins.statuses import CREDENTIALS_REMEDY, from_status
+from tiercache.origins.statuses import (
+    CREDENTIALS_REMEDY,
+    another_version,
+    from_status,
+    taken,
+)
 
 # What an obstore call can raise. Names that it cannot express raise InvalidPathError, or
 # ValueError when it parses an argument.
@@ -55,9 +58,9 @@ def translate(error: Exception, *, path: str) -> TiercacheError:
         case FileNotFoundError():
             return NotFound("no such object", path=path)
         case obs.AlreadyExistsError():
-            return AlreadyExists("an object is there already", path=path)
+            return taken(path)
         case obs.PreconditionError() | obs.NotModifiedError():
-            return PreconditionFailed("the object is another version", path=path)
+            return another_version(path)
         case obs.UnauthenticatedError():
             # A credential provider's own words stand in the text; they may quote a secret.
             return AccessDenied("no valid credentials", path=path, remedy=CREDENTIALS_REMEDY)

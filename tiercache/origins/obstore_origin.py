@@ -19,7 +19,6 @@ import obstore
 from tiercache.errors import (
     AlreadyExists,
     NotFound,
-    PreconditionFailed,
     TiercacheError,
     Unsupported,
 )
@@ -33,7 +32,13 @@ from tiercache.origins.exact import (
 from tiercache.origins.exact_upload import upload
 from tiercache.origins.obstore_errors import BAD_NAME, OBSTORE_ERRORS, status_of, translate
 from tiercache.origins.obstore_stores import ObjectStore
-from tiercache.origins.statuses import bucket_missing, truncated
+from tiercache.origins.statuses import (
+    another_version,
+    bucket_missing,
+    require_version,
+    truncated,
+    version_gone,
+)
 from tiercache.ports import (
     Always,
     Buffer,
@@ -133,8 +138,7 @@ class ObstoreOrigin:
                 return await self._past_end(error, key, start, token)
             raise await self._failure(error, key) from error
         info = _info(key, result.meta)
-        if token is not None and info.token != token:
-            raise PreconditionFailed("the object is another version", path=self._path(key))
+        require_version(info, token, path=self._path(key))
         size_bytes = info.size_bytes
         want_bytes = (size_bytes if end is None or end > size_bytes else end) - start
         if len(data) != want_bytes:
@@ -144,8 +148,7 @@ class ObstoreOrigin:
     async def _empty(self, key: str, token: str | None) -> Fetched:
         """Answer a range without bytes by a HEAD: no store serves one."""
         info = await self.head(key)
-        if token is not None and info.token != token:
-            raise PreconditionFailed("the object is another version", path=self._path(key))
+        require_version(info, token, path=self._path(key))
         return Fetched(info, b"")
 
     def _may_be_past_end(self, error: Exception) -> bool:
@@ -298,7 +301,7 @@ class ObstoreOrigin:
         except OBSTORE_ERRORS as error:
             raise await self._refusal(error, key, condition) from error
         if _token(meta) != token or not meta["version"]:
-            raise PreconditionFailed("the object is another version", path=self._path(key))
+            raise another_version(self._path(key))
         return {"e_tag": token, "version": meta["version"]}
 
     async def put_stream(
@@ -416,11 +419,11 @@ class ObstoreOrigin:
         if isinstance(error, FileNotFoundError):
             await self._refuse_missing_bucket(error)
             if isinstance(condition, IfVersion):
-                return PreconditionFailed("the object is gone", path=self._path(key))
+                return version_gone(self._path(key))
             return bucket_missing(self._url)
         found = translate(error, path=self._path(key))
         if isinstance(found, AlreadyExists) and not isinstance(condition, IfAbsent):
-            return PreconditionFailed("the object is another version", path=self._path(key))
+            return another_version(self._path(key))
         return found
 
     def _listing_failure(self, error: Exception, prefix: str) -> TiercacheError:

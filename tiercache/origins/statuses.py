@@ -1,9 +1,11 @@
-"""HTTP status to error class: the one table that all origin adapters share."""
+"""HTTP status to error class, and the words for conditions that were not met: what all origin
+adapters share."""
 
 from __future__ import annotations
 
 from tiercache.errors import (
     AccessDenied,
+    AlreadyExists,
     NotFound,
     OriginUnavailable,
     PreconditionFailed,
@@ -11,6 +13,7 @@ from tiercache.errors import (
     TiercacheError,
     Unsupported,
 )
+from tiercache.model import ObjectInfo
 
 CREDENTIALS_REMEDY = "check the credentials chain with `tiercache doctor`"
 
@@ -58,3 +61,22 @@ def truncated(path: str, *, got_bytes: int, want_bytes: int) -> OriginUnavailabl
     return OriginUnavailable(
         f"the answer was cut short: {got_bytes} of {want_bytes} bytes", path=path
     )
+
+
+def require_version(info: ObjectInfo, token: str | None, *, path: str) -> None:
+    """Raise PreconditionFailed for any version but the token's; None asks for no certain one."""
+    if token is not None and info.token != token:
+        raise another_version(path)
+
+
+def another_version(path: str) -> PreconditionFailed:
+    return PreconditionFailed("the object is another version", path=path)
+
+
+def version_gone(path: str) -> PreconditionFailed:
+    """Return the error for a condition on a version where there is no object any more."""
+    return PreconditionFailed("the object is gone", path=path)
+
+
+def taken(path: str) -> AlreadyExists:
+    return AlreadyExists("an object is there already", path=path)
