@@ -8,21 +8,49 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import MIB
-from benchmarks.lab import BUCKET, Lab
+from benchmarks.contenders import obstore_s3, s3fs_s3
+from benchmarks.contenders.contender import Object
+from benchmarks.harness import Role
+from benchmarks.lab import BUCKET, Lab, settle
+from benchmarks.workload import Workload
 from tiercache.testing.object_servers import REGION, S3_ACCESS_KEY, S3_SECRET_KEY
 
-# What works best of 4, 8, 16 and 32 against the benchmark's server.
-RCLONE_TRANSFERS_LARGE = 4
-RCLONE_TRANSFERS_SMALL = 64
-RANGE_BYTES = 8 * MIB
+RCLONE_TRANSFERS = 4  # rclone's default
+RANGE_BYTES = 8 << 20
 RANGES_IN_FLIGHT = 6
 SMALL_IN_FLIGHT = 64
 TOOL_TIMEOUT_S = 300.0
+
+Objects = Sequence[Object]
+Run = Callable[[], None]
+
+
+class Target:
+    """A directory for each round of a copier, removed with its predecessor untimed."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._current: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        assert self._current is not None
+        return self._current
+
+    def renew(self) -> None:
+        self.remove()
+        self._current = self._lab.folder("copies")
+        settle()
+
+    def remove(self) -> None:
+        if self._current is not None:
+            shutil.rmtree(self._current)
+            self._current = None
 
 
 def why_missing(name: str) -> str:
@@ -45,25 +73,12 @@ def tool(name: str) -> str | None:
 # -- fsspec ---------------------------------------------------------------------------------
 
 
-def s3fs(lab: Lab) -> Any:
-    """A new s3fs on the run's server."""
-    import s3fs as module
-
-    return module.S3FileSystem(
-        key=S3_ACCESS_KEY,
-        secret=S3_SECRET_KEY,
-        endpoint_url=lab.server.endpoint,
-        client_kwargs={"region_name": REGION},
-        skip_instance_cache=True,
-    )
-
-
 def fsspec_cache(lab: Lab, protocol: str) -> Any:
     """fsspec's blockcache or filecache over s3fs, in a directory of its own."""
     import fsspec
 
     options: dict[str, Any] = {
-        "fs": s3fs(lab),
+        "fs": s3fs_s3.filesystem(lab.server.endpoint),
         "cache_storage": str(lab.folder(protocol)),
         "skip_instance_cache": True,
     }
@@ -108,34 +123,33 @@ def msc(lab: Lab) -> Any:
 # -- tools ----------------------------------------------------------------------------------
 
 
-def s5cmd(lab: Lab, folder: str, target: Callable[[], Path]) -> Callable[[], None]:
-    """Return what copies everything below ``folder`` to plain files."""
+def s5cmd(lab: Lab, workload: Workload, _: Objects, target: Target) -> Run:
+    """Everything below the data set's folder."""
     program = tool("s5cmd")
     assert program is not None
 
     def run() -> None:
-        source = f"s3://{BUCKET}/{folder}/*"
-        _tool([program, "--endpoint-url", lab.server.endpoint, "cp", source, f"{target()}/"])
+        source = f"s3://{BUCKET}/{workload.dataset.folder}/*"
+        _tool([program, "--endpoint-url", lab.server.endpoint, "cp", source, f"{target.path}/"])
 
     return run
 
 
-def rclone(
-    lab: Lab, folder: str, target: Callable[[], Path], *, transfers: int
-) -> Callable[[], None]:
-    """Return what copies everything below ``folder`` to plain files."""
+def rclone(lab: Lab, workload: Workload, _: Objects, target: Target) -> Run:
+    """Everything below the data set's folder, with the option ``transfers``."""
     program = tool("rclone")
     assert program is not None
+    transfers = str(workload.option("transfers", RCLONE_TRANSFERS))
 
     def run() -> None:
         remote = (
             f":s3,provider=SeaweedFS,env_auth=true,region={REGION},"
-            f"endpoint='{lab.server.endpoint}':{BUCKET}/{folder}"
+            f"endpoint='{lab.server.endpoint}':{BUCKET}/{workload.dataset.folder}"
         )
         _tool(
-            [program, "copy", remote, str(target()), "--config", os.devnull, "--fast-list",
-             "--no-check-dest", "--no-traverse", "--transfers", str(transfers),
-             "--checkers", str(transfers), "--log-level", "ERROR"]
+            [program, "copy", remote, str(target.path), "--config", os.devnull, "--fast-list",
+             "--no-check-dest", "--no-traverse", "--transfers", transfers,
+             "--checkers", transfers, "--log-level", "ERROR"]
         )  # fmt: skip
 
     return run
@@ -156,22 +170,18 @@ def _tool(command: list[str]) -> None:
         raise RuntimeError(f"{Path(command[0]).name} failed: {said}")
 
 
+def s3fs_get(lab: Lab, _: Workload, objects: Objects, target: Target) -> Run:
+    """The objects by one call of ``get``."""
+    remote = [f"{BUCKET}/{found.key}" for found in objects]
+
+    def run() -> None:
+        local = [f"{target.path}/{number}" for number in range(len(remote))]
+        s3fs_s3.filesystem(lab.server.endpoint).get(remote, local)
+
+    return run
+
+
 # -- obstore: the bound of what goes over the network -----------------------------------------
-
-
-def obstore_store(lab: Lab) -> Any:
-    """A store on the run's server."""
-    from obstore.store import S3Store
-
-    return S3Store(
-        BUCKET,
-        endpoint=lab.server.endpoint,
-        region=REGION,
-        access_key_id=S3_ACCESS_KEY,
-        secret_access_key=S3_SECRET_KEY,
-        virtual_hosted_style_request=False,
-        client_options={"allow_http": True},
-    )
 
 
 def obstore_stream(store: Any, key: str, file: Path) -> None:
@@ -181,8 +191,8 @@ def obstore_stream(store: Any, key: str, file: Path) -> None:
             out.write(chunk)
 
 
-def obstore_ranges(store: Any, objects: list[tuple[str, int]], folder: Path) -> None:
-    """Objects of (key, bytes) to one file each, by ranged GETs, six in flight."""
+def obstore_ranges(store: Any, objects: Objects, folder: Path) -> None:
+    """Objects to one file each, by ranged GETs, six in flight."""
     import uvloop
 
     async def one(gate: asyncio.Semaphore, fd: int, key: str, start: int, end: int) -> None:
@@ -209,18 +219,49 @@ def obstore_ranges(store: Any, objects: list[tuple[str, int]], folder: Path) -> 
     uvloop.run(work())
 
 
-def obstore_small(store: Any, keys: list[str], file: Path) -> None:
+def obstore_whole(store: Any, objects: Objects, file: Path) -> None:
     """Whole objects, 64 in flight, one after another into one file."""
     import uvloop
 
     async def work() -> None:
-        left = iter(keys)
+        left = iter(objects)
         with file.open("wb") as out:
 
             async def worker() -> None:
-                for key in left:
+                for key, _ in left:
                     out.write(await (await store.get_async(key)).bytes_async())
 
             await asyncio.gather(*(worker() for _ in range(SMALL_IN_FLIGHT)))
 
     uvloop.run(work())
+
+
+def _ranges_to_files(lab: Lab, _: Workload, objects: Objects, target: Target) -> Run:
+    store = obstore_s3.store(lab.server.endpoint, lab.bucket)
+    return lambda: obstore_ranges(store, objects, target.path)
+
+
+def _gets_to_one_file(lab: Lab, _: Workload, objects: Objects, target: Target) -> Run:
+    store = obstore_s3.store(lab.server.endpoint, lab.bucket)
+    return lambda: obstore_whole(store, objects, target.path / "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copier:
+    """What copies a data set's objects into plain files. ``make`` returns one round's work."""
+
+    make: Callable[[Lab, Workload, Objects, Target], Run]
+    role: Role = "rival"
+    needs: str = ""
+
+    def why_missing(self) -> str:
+        return why_missing(self.needs) if self.needs else ""
+
+
+COPIERS = {
+    "s5cmd": Copier(make=s5cmd, needs="s5cmd"),
+    "rclone": Copier(make=rclone, needs="rclone"),
+    "s3fs": Copier(make=s3fs_get, needs="s3fs"),
+    "obstore, 6 × 8 MiB ranges to files": Copier(make=_ranges_to_files, role="bound"),
+    "obstore, 64 GETs in flight to one file": Copier(make=_gets_to_one_file, role="bound"),
+}

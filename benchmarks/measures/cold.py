@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from benchmarks import rivals
-from benchmarks.harness import Bar, Race, Result
-from benchmarks.hot import SEQUENTIAL_BLOCK, offsets
-from benchmarks.lab import READ_BLOCK, Lab, Meter, path_of, settle
-from benchmarks.registry import benchmark
+from benchmarks.contenders import obstore_s3, s3fs_s3
+from benchmarks.contenders.contender import Object
+from benchmarks.harness import Outcome, Race
+from benchmarks.lab import Lab, path_of, raced, settle
+from benchmarks.measures.hot import offsets
+from benchmarks.registry import measure
+from benchmarks.workload import Workload
 
-RANDOM_READS = 400
-OBSTORE = ("obstore, one GET to a file", "obstore, 6 × 8 MiB ranges to a file")
-S3FS_UNKEPT = "s3fs, open + read (kept nowhere)"
 
-
-@benchmark("cold-sequential", "cold sequential read, cached on the way")
-def cold_sequential(lab: Lab) -> Result:
-    scale = lab.scale
-    key = lab.sequential()
-    path, total = path_of(key), scale.sequential_bytes
-    race = Race("cold-sequential", amount=total / 1e6, unit="MB/s", per="s")
+@measure("cold-sequential")
+def cold_sequential(lab: Lab, workload: Workload) -> Outcome:
+    """A whole object read while it is cached, against obstore and s3fs writing it to a file."""
+    (found,) = lab.objects(workload.dataset)
+    path, block_bytes = path_of(found.key), workload.access.block_bytes
     folder = lab.folder("plain")
-    store = rivals.obstore_store(lab)
-
     with lab.namespace() as namespace:
 
         def evict() -> None:
@@ -38,110 +37,99 @@ def cold_sequential(lab: Lab) -> Result:
         def ours() -> None:
             done = 0
             with namespace.open(path) as handle:
-                while data := handle.read(SEQUENTIAL_BLOCK):
+                while data := handle.read(block_bytes):
                     done += len(data)
-            assert done == total
+            assert done == found.length
 
+        sampler = lab.sampler(namespace=namespace)
+        length = found.length
+        race = Race(amount=length / 1e6, bytes=length, unit="MB/s", per="s", sampler=sampler)
         race.add("ns.open, read", "ours", ours, prepare=evict)
+        store = obstore_s3.store(lab.server.endpoint, lab.bucket)
         race.add(
-            OBSTORE[0],
+            "obstore, one GET to a file",
             "rival",
-            lambda: rivals.obstore_stream(store, key, folder / "stream"),
+            lambda: rivals.obstore_stream(store, found.key, folder / "stream"),
             prepare=fresh,
         )
         race.add(
-            OBSTORE[1],
+            "obstore, 6 × 8 MiB ranges to a file",
             "bound",
-            lambda: rivals.obstore_ranges(store, [(key, total)], folder),
+            lambda: rivals.obstore_ranges(store, [found], folder),
             prepare=fresh,
         )
-        if not scale.short:
-            _s3fs(lab, race, key, folder / "s3fs", fresh)
-        meter = Meter(namespace)
-        race.run(scale.cold_rounds)
-        tiers = meter.read()
-    bars = []
-    for rivals_of_bar, text, limit in (
-        (OBSTORE, "÷ the better obstore to a file", 0.85),
-        (("s3fs, get_file",), "÷ s3fs, get_file", 2.0),
-        ((S3FS_UNKEPT,), f"÷ {S3FS_UNKEPT}", 2.0),
-    ):
-        figure = race.ratio_to_best("ns.open, read", rivals_of_bar)
-        if figure is not None:
-            bars.append(Bar(text=text, figure=figure, limit=limit, at_most=False, slack=1.6))
-    return Result(
-        name="cold-sequential",
-        title="cold sequential read (cache-on-read)",
-        figures=race.figures,
-        bars=tuple(bars),
-        missing=tuple(race.missing),
-        tiers=tiers,
-        sizes={"object_bytes": total, "read_bytes": SEQUENTIAL_BLOCK},
-    )
+        for name in workload.contenders:
+            if why := rivals.why_missing("s3fs"):
+                race.miss(name, why)
+                continue
+            run = S3FS[name](lab, found, folder / "s3fs", block_bytes)
+            race.add(name, "rival", run, prepare=fresh)
+        return raced(race, workload, namespace, read_bytes=block_bytes)
 
 
-def _s3fs(lab: Lab, race: Race, key: str, file: Path, fresh: object) -> None:
-    assert callable(fresh)
-    why = rivals.why_missing("s3fs")
-    if why:
-        race.miss("s3fs", why)
-        return
-    remote = f"{lab.bucket}/{key}"
-
-    def read() -> None:
-        with rivals.s3fs(lab).open(remote, "rb") as handle:
-            while handle.read(SEQUENTIAL_BLOCK):
+def _s3fs_read(lab: Lab, found: Object, _: Path, block_bytes: int) -> Callable[[], None]:
+    def run() -> None:
+        with s3fs_s3.filesystem(lab.server.endpoint).open(
+            f"{lab.bucket}/{found.key}", "rb"
+        ) as handle:
+            while handle.read(block_bytes):
                 pass
 
-    race.add(S3FS_UNKEPT, "rival", read, prepare=fresh)
-    race.add(
-        "s3fs, get_file",
-        "rival",
-        lambda: rivals.s3fs(lab).get_file(remote, str(file)),
-        prepare=fresh,
-    )
+    return run
 
 
-@benchmark("cold-random", "bytes asked of the origin by cold random reads")
-def cold_random(lab: Lab) -> Result:
-    scale = lab.scale
-    key = lab.hot()
-    path = path_of(key)
+def _s3fs_get_file(lab: Lab, found: Object, file: Path, _: int) -> Callable[[], None]:
+    def run() -> None:
+        s3fs_s3.filesystem(lab.server.endpoint).get_file(f"{lab.bucket}/{found.key}", str(file))
+
+    return run
+
+
+S3FS = {"s3fs, get_file": _s3fs_get_file, "s3fs, open + read (kept nowhere)": _s3fs_read}
+
+
+@measure("cold-random")
+def cold_random(lab: Lab, workload: Workload) -> Outcome:
+    """Unaligned blocks of a cold object; returns the number ``bytes asked ÷ bytes read``, as the
+    proxy in front of the origin counts them."""
+    (found,) = lab.objects(workload.dataset)
+    path, block_bytes = path_of(found.key), workload.access.block_bytes
     rng = lab.random()
     # Unaligned: a read of 64 KiB touches two pages.
-    reads = min(RANDOM_READS, scale.hot_bytes // READ_BLOCK // 4)
-    places = [place + rng.randrange(READ_BLOCK) for place in offsets(rng, reads, scale.hot_bytes)]
-    places = [min(place, scale.hot_bytes - READ_BLOCK) for place in places]
-    race = Race("cold-random", amount=len(places), unit="µs", per="op")
-    asked = []
-    store = rivals.obstore_store(lab)
-    with lab.proxied() as (namespace, proxy):
+    places = [
+        min(place + rng.randrange(block_bytes), found.length - block_bytes)
+        for place in offsets(rng, workload.load.operations, found.length, block_bytes)
+    ]
+    asked: list[int] = []
+    with lab.network(workload.network) as proxy:
+        assert proxy is not None, f"{workload.name} counts by a proxy: name a network"
+        with lab.namespace(lab.settings(endpoint=proxy.url)) as namespace:
 
-        def ours() -> None:
-            for place in places:
-                namespace.read(path, place, READ_BLOCK)
-            asked.append(proxy.bytes_out(key))
+            def cold() -> None:
+                namespace.evict(path)
+                proxy.clear()
 
-        def cold() -> None:
-            namespace.evict(path)
-            proxy.clear()
+            def ours() -> None:
+                for place in places:
+                    namespace.read(path, place, block_bytes)
+                asked.append(proxy.bytes_out(found.key))
 
-        def bare() -> None:
-            for place in places:
-                store.get_range(key, start=place, length=READ_BLOCK)
+            store = obstore_s3.store(proxy.url, lab.bucket)
 
-        race.add("ns.read", "ours", ours, prepare=cold)
-        race.add("obstore get_range (without the counting proxy)", "bound", bare)
-        meter = Meter(namespace)
-        race.run(1 if scale.short else 3, warm_up=0)
-        tiers = meter.read()
-    ratio = max(asked) / (len(places) * READ_BLOCK)
-    return Result(
-        name="cold-random",
-        title="cold random reads of 64 KiB, unaligned: bytes asked of the origin",
-        figures=race.figures,
-        bars=(Bar(text="bytes asked ÷ bytes read", figure=ratio, limit=2.0, slack=1.0),),
-        tiers=tiers,
-        sizes={"object_bytes": scale.hot_bytes, "reads": len(places)},
-        notes=("bytes are counted by a proxy in front of the origin",),
-    )
+            def bare() -> None:
+                for place in places:
+                    store.get_range(found.key, start=place, length=block_bytes)
+
+            sampler = lab.sampler(namespace=namespace, proxy=proxy)
+            race = Race(
+                amount=len(places),
+                bytes=len(places) * block_bytes,
+                unit="µs",
+                per="op",
+                sampler=sampler,
+            )
+            race.add("ns.read", "ours", ours, prepare=cold)
+            race.add("obstore get_range", "bound", bare)
+            outcome = raced(race, workload, namespace, read_bytes=block_bytes)
+    ratio = max(asked) / (len(places) * block_bytes)
+    return msgspec.structs.replace(outcome, numbers={"bytes asked ÷ bytes read": ratio})

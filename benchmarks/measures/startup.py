@@ -9,9 +9,10 @@ import time
 import msgspec
 
 import tiercache
-from benchmarks.harness import Bar, Race, Result
+from benchmarks.harness import Outcome, Race
 from benchmarks.lab import Lab, stop_agent
-from benchmarks.registry import benchmark
+from benchmarks.registry import measure
+from benchmarks.workload import Workload
 from tiercache.settings import ProfileSettings, Settings
 
 # Each prints its own seconds: the interpreter's start is not ours.
@@ -53,9 +54,10 @@ def _script(code: str, text: bytes = b"") -> float:
     return float(done.stdout)
 
 
-@benchmark("startup", "import, connect, agent start")
-def startup(lab: Lab) -> Result:
-    race = Race("startup", amount=1000.0, unit="ms", per="op")
+@measure("startup")
+def startup(lab: Lab, workload: Workload) -> Outcome:
+    """Imports, connections and an agent's start, each by its own clock."""
+    race = Race(amount=1000.0, unit="ms", per="op")
     folder = lab.folder("origin")
     settings = lab.settings(origin=f"file://{folder}", profile=ProfileSettings(name="files"))
     text = msgspec.json.encode(settings)
@@ -66,26 +68,16 @@ def startup(lab: Lab) -> Result:
         "ours",
         lambda: _script(IMPORT.format(module="tiercache.namespace")),
     )
-    race.add("python -c pass", "bound", lambda: _interpreter())
+    race.add("python -c pass", "bound", _interpreter)
     with lab.namespace(settings):
         race.add("connect() to a running agent", "ours", lambda: _script(CONNECT, text))
         race.add(
             "import + connect() to a running agent", "ours", lambda: _script(COLD_CONNECT, text)
         )
         race.add("agent start", "ours", lambda: _agent_start(lab, folder.as_posix()))
-        race.run(lab.scale.starts)
-    return Result(
-        name="startup",
-        title="`import tiercache` · `connect()` to a running agent · agent start",
+        race.run(workload.load.rounds, warm_up=workload.load.warm_up)
+    return Outcome(
         figures=race.figures,
-        bars=tuple(
-            Bar(text=name, figure=race.median(name), limit=limit, unit="ms", slack=2.5)
-            for name, limit in (
-                ("import tiercache", 60.0),
-                ("connect() to a running agent", 20.0),
-                ("agent start", 500.0),
-            )
-        ),
         notes=("tiercache is imported lazily: the namespace comes with the first connect()",),
     )
 
