@@ -137,13 +137,12 @@ def agent_pids(settings: Settings) -> list[int]:
     lock = Path(settings.cache.dir) / "agent.lock"
     if not lock.exists():
         return []
-    inode = lock.stat().st_ino
-    pids = []
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if fields[1] == "FLOCK" and fields[5].rsplit(":", 1)[1] == str(inode):
-            pids.append(int(fields[4]))
-    return [pid for pid in pids if pid != os.getpid()]
+    found = lock.stat()
+    # An inode's number alone may be that of a file on another device.
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    pids = {int(fields[4]) for fields in lines if fields[1] == "FLOCK" and fields[5] == place}
+    return sorted(pids - {os.getpid()})
 
 
 def kill_agent(namespace: Namespace) -> int:

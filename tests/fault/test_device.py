@@ -291,10 +291,13 @@ def test_a_file_system_filled_by_others(tmp_path: Path) -> None:
             fill_up(mount / "foreign")
             read_and_compare(ns, meanwhile)
             fill_up(mount / "foreign2")
-            read_and_compare(ns, before | meanwhile)
+            problems = set[str]()
+            for key, data in (before | meanwhile).items():
+                read_and_compare(ns, {key: data})
+                problems.add(problem(ns))  # eviction makes room again, so it comes and goes
+            assert problems - {""}, "status says that the device is full"
             ns.write("/m/written", b"w" * 500_000)
             assert ns.read("/m/written") == b"w" * 500_000
-            assert problem(ns), "status says that the device is full"
             _read_from_new_processes(settings, before)
             (mount / "foreign").unlink()
             (mount / "foreign2").unlink()

@@ -83,11 +83,13 @@ def kill_and_wait(settings: Settings) -> None:
 
 
 def is_dead(pid: int) -> bool:
+    """Return whether its last thread has ended too: till then its descriptors are open."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return state in "ZX"
+    return state in "ZX" and len(threads) <= 1
 
 
 def read_all(ns: Namespace, objects: dict[str, bytes]) -> None:

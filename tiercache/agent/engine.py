@@ -99,6 +99,7 @@ class Engine:
         self.writes = Writes(plane, self.names, self.filler)
         self.jobs = Jobs(plane, self.mounts, self.names, self.filler)
         self.corrupt_pages = 0
+        self.disputed_pages = 0
         # Reported by clients, by mount: (reads, bytes) answered without us.
         self.hits: dict[str, list[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -255,7 +256,14 @@ class Engine:
         record = self.index.get_object(digest)
         if record is None or not data_id or record.data_id != data_id:
             return 0
+        suspects = list(suspects)
         bad = [page for page in suspects if self._is_bad(record, page)]
+        if suspects and not bad:
+            # Evicted or moved since the client looked; if it comes often, something is amiss.
+            self.disputed_pages += len(suspects)
+            log.warning(
+                "pages %s of %s failed their checksum in a client and not here", suspects, path
+            )
         if bad and record.packed:
             self.contents.drop_object(record)
             self.index.put_object(digest, without_data(record))

@@ -104,6 +104,7 @@ def _cache(cache: dict[str, Any]) -> Iterator[Metric]:
         ("evicted_extents", "Extents evicted since the agent started."),
         ("index_commits", "Durable commits of the index."),
         ("corrupt_pages", "Pages that failed their checksum."),
+        ("disputed_pages", "Pages that failed their checksum in a client and not in the agent."),
         ("device_failures", "Refusals of the cache device."),
     ):
         yield CounterMetricFamily(f"tiercache_{name}", text, value=cache[name])

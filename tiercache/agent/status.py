@@ -56,6 +56,7 @@ def document(
             "evicted_extents": space.evicted_extents,
             "evicted_bytes": space.evicted_bytes,
             "corrupt_pages": engine.corrupt_pages,
+            "disputed_pages": engine.disputed_pages,
             "device_problem": engine.device.problem or space.shortage,
             "device_failures": engine.device.failures,
             "index_commits": engine.index.commits,

@@ -195,7 +195,9 @@ class Link:
             except (OSError, EOFError) as error:
                 sock.close()
                 self._drop_idle()
-                # A frame that was not sent whole was not acted upon.
+                # A frame that was not sent whole was not acted upon; nor was one that the agent
+                # left unread at its end, at least in part, which is what a reset says here.
+                sent = sent and not isinstance(error, ConnectionResetError)
                 if (sent and isinstance(message, _ONCE)) or attempt == ATTEMPTS - 1:
                     raise AgentUnavailable(
                         f"the agent went away during {type(message).__name__}: {error}",
