@@ -238,18 +238,17 @@ class Meter:
         return {name: now[name] - self._before.get(name, 0) for name in now}
 
 
-def raced(race: Race, workload: Workload, namespace: Namespace) -> Outcome:
-    """Run a race as the workload's load says. The tiers are those of all its rounds."""
+def raced(race: Race, workload: Workload, namespace: Namespace, *, read_bytes: int = 0) -> Outcome:
+    """Run a race as the workload's load says. The tiers are those of all its rounds;
+    ``read_bytes`` is how much one read asks for."""
+    dataset = workload.dataset
+    sizes = {"objects": dataset.count, "object_bytes": dataset.object_bytes}
+    sizes |= {"read_bytes": read_bytes} if read_bytes else {}
     meter = Meter(namespace)
     race.run(workload.load.rounds, warm_up=workload.load.warm_up)
     return Outcome(
         figures=race.figures,
         missing=tuple(race.missing),
         tiers=meter.read(),
-        sizes={
-            "objects": workload.dataset.count,
-            "object_bytes": workload.dataset.object_bytes,
-            "read_bytes": workload.access.block_bytes,
-            "rounds": workload.load.rounds,
-        },
+        sizes={"names": dataset.count} if dataset.kind == "names" else sizes,
     )
