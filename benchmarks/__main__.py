@@ -1,110 +1,171 @@
-"""``python -m benchmarks [NAME …] [--short] [--json FILE] [--list]``.
+"""Measure, compare and report: see docs/benchmarks.md.
 
-Without --short: the whole measurement, with rivals; exit status 1 where a bar is missed. With
-it: smaller sizes, no rivals that need an installation, bars with slack: the gate of CI.
+``run`` measures the workloads of benchmarks/workloads, each with its bounds and rivals. With
+--short: the gate, a dozen of them, small, each bar held to its recorded baseline.
+Exit status: 0; 1 where a bar is missed; 2 where a workload failed; 130 after an interrupt.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
+import importlib.util
+import signal
 import sys
-import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
-from benchmarks import cold, hot, names, prefetch, shared, startup
-from benchmarks.harness import FULL, SHORT, Result
-from benchmarks.lab import Lab, stamped
-from benchmarks.registry import ALL, Benchmark
-from benchmarks.report import (
-    Report,
-    bar_text,
-    figure_text,
-    markdown,
-    number,
-    save,
-    surroundings,
-)
+from benchmarks import compare, gate, registry, report, results, runner, workload
+from benchmarks.lab import Lab
+from benchmarks.results import Report
+from benchmarks.workload import Workload
+from tiercache.errors import ConfigError
+from tiercache.testing.proxy_cost import measure_own_cost
 
-# Importing a family registers its benchmarks.
-FAMILIES = (hot, shared, cold, prefetch, names, startup)
 SEED = 20260101
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    parser.add_argument("--short", action="store_true", help="the gate: small, with slack")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument("--list", action="store_true", help="show the names and leave")
-    parser.add_argument("--dir", metavar="DIR", help="where caches and files lie (default: temp)")
-    parser.add_argument("--seed", type=int, default=SEED)
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="measure")
+    run.add_argument("names", nargs="*", metavar="NAME", help="workloads; default: all")
+    run.add_argument("--list", action="store_true", help="show the workloads and leave")
+    run.add_argument("--short", action="store_true", help="the gate: small, against baselines")
+    run.add_argument("--json", type=Path, metavar="FILE", help="keep the results there")
+    run.add_argument("--out", type=Path, metavar="DIR", help="make tables, plots and page there")
+    run.add_argument("--dir", metavar="DIR", help="where caches and files lie (default: temp)")
+    run.add_argument("--seed", type=int, default=SEED, help="of data and patterns (%(default)s)")
+    run.add_argument(
+        "--workloads", type=Path, default=workload.FOLDER, metavar="DIR",
+        help="read workloads from there instead; --short then holds them to their own bars",
+    )  # fmt: skip
+    # These two read their own arguments.
+    commands.add_parser("compare", help="say what differs between two results", add_help=False)
+    commands.add_parser("report", help="make tables, plots and page of results", add_help=False)
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in ALL]
-    if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+    if options.out and importlib.util.find_spec("matplotlib") is None:
+        run.error("--out draws plots: pip install 'tiercache[bench]'")
     return options
 
 
-def in_order(names: list[str]) -> list[Benchmark]:
-    """Return the named benchmarks, or all, as the families order them."""
-    families = [family.__name__ for family in FAMILIES]
-    ordered = sorted(ALL.values(), key=lambda one: families.index(one.run.__module__))
-    return [one for one in ordered if not names or one.name in names]
+def chosen(options: argparse.Namespace) -> list[Workload]:
+    """Return the workloads to run, in the report's order. Raises ConfigError for a name that
+    there is not."""
+    there = workload.read_all((options.workloads,))
+    for name in options.names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"no workload {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
+                remedy="python -m benchmarks run --list",
+            )
+    named = [one for one in there.values() if not options.names or one.name in options.names]
+    if not options.short:
+        return named
+    for one in named:
+        if options.names and not one.in_gate():
+            raise ConfigError(f"{one.name} has no short form", remedy="run it without --short")
+    return [one for one in named if one.in_gate()]
 
 
-def run_one(lab: Lab, chosen: Benchmark, *, short: bool) -> Result:
-    print(f"-- {chosen.name}: {chosen.title}", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    result = stamped(chosen.run(lab), took_s=time.monotonic() - started)
-    for figure in result.figures:
-        print(f"     {figure_text(figure)}", file=sys.stderr)
-    for missing in result.missing:
-        print(f"     {missing.name}: {missing.why}", file=sys.stderr)
-    for bar in result.bars:
-        verdict = "pass" if bar.passed(short=short) else "SHORT OF IT"
-        print(
-            f"   {bar.text}: {number(bar.figure)} {bar.unit} "
-            f"(bar {bar_text(bar, short=short)}) {verdict}",
-            file=sys.stderr,
-            flush=True,
-        )
-    return result
+def listed(workloads: Sequence[Workload]) -> str:
+    width = max((len(one.name) for one in workloads), default=0)
+    return "\n".join(
+        f"{one.name:{width}}  {'short' if one.in_gate() else '     '}  {one.title}"
+        for one in workloads
+    )
 
 
-def main(arguments: list[str]) -> int:
-    options = parsed(arguments)
-    if options.list:
-        for one in in_order([]):
-            print(f"{one.name:16} {one.title}")
-        return 0
-    lab = Lab(SHORT if options.short else FULL, seed=options.seed, directory=options.dir)
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    around = surroundings(seed=options.seed, short=options.short, when=when, directory=lab.root)
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore more of them: a second
+    one would end the removal of servers and caches half way."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, once) for number in numbers}
     try:
-        chosen = in_order(options.names)
-        results = tuple(run_one(lab, one, short=options.short) for one in chosen)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(options: argparse.Namespace) -> int:
+    registry.load()
+    workloads = chosen(options)
+    if options.list:
+        print(listed(workloads))
+        return runner.OK
+    own = options.workloads == workload.FOLDER
+    baselines = gate.load() if options.short and own else None
+    lab = Lab(seed=options.seed, short=options.short, directory=options.dir)
+    try:
+        passed = runner.Run(
+            lab=lab,
+            workloads=workloads,
+            surroundings=results.surroundings(
+                seed=options.seed,
+                short=options.short,
+                when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                directory=lab.root,
+            ),
+            baselines=baselines,
+            expected_s=_expected_s() if own and not options.short else {},
+            kept=lambda found: results.save(found, options.json) if options.json else None,
+        )
+        if any(one.network for one in workloads):
+            passed.proxy_cost = measure_own_cost()
+            runner.say(str(passed.proxy_cost))
+        status = passed.go()
     finally:
         lab.close()
-    report = Report(surroundings=around, results=results)
-    if options.json:
-        save(report, Path(options.json))
-    print(markdown(report))
-    return verdict_of(results, short=options.short)
-
-
-def verdict_of(results: tuple[Result, ...], *, short: bool) -> int:
-    """Name every bar that was missed; return the exit status."""
-    status = 0
-    for result in results:
-        for bar in result.failures(short=short):
-            status = 1
-            print(
-                f"REGRESSION {result.name}: {bar.text} is {number(bar.figure)} {bar.unit}, "
-                f"the bar is {bar_text(bar, short=short)}",
-                file=sys.stderr,
-            )
+    _publish(passed.report(), options)
     return status
+
+
+def _expected_s() -> dict[str, float]:
+    """Return what the workloads took when the docs' results were measured."""
+    try:
+        return {result.name: result.took_s for result in results.load(report.RESULTS).results}
+    except (OSError, ConfigError):
+        return {}
+
+
+def _publish(found: Report, options: argparse.Namespace) -> None:
+    if options.out:
+        report.write(found, options.out)
+    elif not options.json:
+        print(report.markdown(found))
+
+
+def main(arguments: Sequence[str]) -> int:
+    match list(arguments):
+        case ["compare", *rest]:
+            return compare.main(rest)
+        case ["report", *rest]:
+            return report.main(rest)
+    options = parsed(arguments)
+    try:
+        with interruptible():
+            return run(options)
+    except ConfigError as error:
+        runner.say(f"python -m benchmarks: {error}")
+        return runner.FAILED
+    except KeyboardInterrupt:
+        return runner.INTERRUPTED
 
 
 if __name__ == "__main__":

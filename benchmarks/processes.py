@@ -9,8 +9,10 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tiercache.namespace import Namespace
+if TYPE_CHECKING:
+    from tiercache.namespace import Namespace
 
 # The clock of a whole process's CPU time in clock_gettime(2), as glibc's clock_getcpuclockid
 # makes it: nanoseconds where /proc/<pid>/stat has ticks of 10 ms, ended threads included.

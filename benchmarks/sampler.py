@@ -150,10 +150,7 @@ class Sampler:
         for kind, seconds in {**spent, **measured.cpu_s}.items():
             self._cpu_sums[kind] = self._cpu_sums.get(kind, 0.0) + seconds
         self._note_peaks(watched, measured.rss_bytes)
-        for kind in READING:
-            for pid in watched.get(kind, ()):
-                now = kernel.device_read_bytes(pid)
-                self._device_bytes += 0 if now is None else now - self._device.get(pid, 0)
+        self._note_device(watched, measured)
         self._note_origin()
         self._operations += measured.operations
         self._bytes += measured.bytes
@@ -214,6 +211,15 @@ class Sampler:
             self._peaks[kind] = max(self._peaks.get(kind, 0), peak)
 
     # -- tiers ------------------------------------------------------------------------------
+
+    def _note_device(self, watched: Mapping[str, list[int]], measured: Measured) -> None:
+        self._device_bytes += measured.device_read_bytes
+        for kind in READING:
+            if kind in measured.cpu_s:
+                continue  # they counted themselves
+            for pid in watched.get(kind, ()):
+                now = kernel.device_read_bytes(pid)
+                self._device_bytes += 0 if now is None else now - self._device.get(pid, 0)
 
     def _origin_now(self) -> Counter[str] | None:
         """Return the origin's counts so far; None where there is none."""
