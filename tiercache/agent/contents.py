@@ -17,7 +17,7 @@ from tiercache.agent.index import Index
 from tiercache.agent.packs import PackWriter
 from tiercache.agent.pins import Pins
 from tiercache.agent.space import ExtentState, Space
-from tiercache.model import PAGE_BYTES
+from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
 from tiercache.ports import ExtentStore
 from tiercache.records import ObjectRecord
@@ -57,6 +57,7 @@ class Contents:
         pins: Pins,
         packs: PackWriter,
         pinned_packs: PackWriter,
+        kept_packs: PackWriter,
     ) -> None:
         self._index = index
         self._space = space
@@ -65,6 +66,7 @@ class Contents:
         self._pins = pins
         self._packs = packs
         self._pinned_packs = pinned_packs
+        self._kept_packs = kept_packs
         space.drop_contents = self.drop_extent
 
     # -- layout -----------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class Contents:
         return present
 
     def is_whole(self, record: ObjectRecord | None) -> bool:
-        if record is None or record.kind != 1:
+        if record is None or record.kind is not Kind.FILE:
             return False
         return record.size_bytes == 0 or self.cached_bytes(record) == record.size_bytes
 
@@ -152,8 +154,7 @@ class Contents:
                 source.busy -= 1
         current = self._index.get_object(digest)
         if current is None or current.token != record.token or current.data_id != record.data_id:
-            self._index.put(records.extent_key(state.id), None)
-            self._space.forget(state)
+            self.free(state)
             return None
         self.drop_object(current)
         record = msgspec.structs.replace(
@@ -201,8 +202,7 @@ class Contents:
                     offset += step
         except BaseException:
             if state is not None:
-                self._index.put(records.extent_key(state.id), None)
-                self._space.forget(state)
+                self.free(state)
             raise
         finally:
             if state is None:
@@ -242,9 +242,13 @@ class Contents:
         for extent_id, _ in record.extents:
             state = self._space.live.get(extent_id)
             if state is not None:
-                self._index.put(records.extent_key(extent_id), None)
-                self._space.forget(state)
+                self.free(state)
         return dropped
+
+    def free(self, state: ExtentState) -> None:
+        """Give up an extent in which nobody finds anything any more, or anything yet."""
+        self._index.put(records.extent_key(state.id), None)
+        self._space.forget(state)
 
     async def drop_extent(self, state: ExtentState) -> bool:
         """Take everything in this extent out of the index, durably. False: it stays."""
@@ -320,7 +324,9 @@ class Contents:
                 msgspec.structs.replace(record, extents=((target.id, slot),), pack_offset=offset),
             )
 
-        await self.packs_for(record).append(
+        pinned = self._pins.covers(record.origin, record.key)
+        packs = self._pinned_packs if pinned else self._kept_packs
+        await packs.append(
             data, digest=member.digest, commit=commit, use_headroom=True
         )
 

@@ -16,7 +16,6 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from tiercache import records
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler
@@ -180,19 +179,23 @@ class Writes:
         """
         write = self._write(number)
         try:
-            async with self._turn(write.located):
+            async with self._doubted_after_failure(write.located), self._turn(write.located):
                 sent_s = self._clock.now()
                 info = await self._complete(write)
-                record = await self._publish(write, info, sent_s)
-        except TiercacheError:
-            # A conflict says that what we know is old; a lost answer, that it may be.
-            self._names.doubt(write.located)
-            await self._names.settle()
-            raise
+                return await self._publish(write, info, sent_s)
         finally:
             self._open.pop(number, None)
             self._discard(write)
-        return record
+
+    @contextlib.asynccontextmanager
+    async def _doubted_after_failure(self, located: Located) -> AsyncIterator[None]:
+        try:
+            yield
+        except TiercacheError:
+            # A conflict says that what we know is old; a lost answer, that it may be.
+            self._names.doubt(located)
+            await self._names.settle()
+            raise
 
     def _turn(self, located: Located) -> asyncio.Lock:
         return self._turns.setdefault(located.digest, asyncio.Lock())
@@ -301,8 +304,7 @@ class Writes:
             return
         for state in write.copy.extents:
             state.busy -= 1
-            self._index.put(records.extent_key(state.id), None)
-            self._space.forget(state)
+            self._contents.free(state)
         write.copy.extents = []
 
     async def abort(self, number: int) -> None:
@@ -339,12 +341,8 @@ class Writes:
         check_writable(located)
         async with self._turn(located):
             sent_s = self._clock.now()
-            try:
+            async with self._doubted_after_failure(located):
                 await located.origin.delete(located.key)
-            except TiercacheError:
-                self._names.doubt(located)
-                await self._names.settle()
-                raise
             self._names.changed_here(located, Kind.ABSENT, None, sent_s)
             self._names.forget(located)  # a directory of that name may be left
             await self._names.settle()
@@ -354,12 +352,8 @@ class Writes:
         those)."""
         check_writable(target)
         async with self._turn(target):
-            try:
+            async with self._doubted_after_failure(target):
                 await source.origin.copy(source.key, target.key)
-            except TiercacheError:
-                self._names.doubt(target)
-                await self._names.settle()
-                raise
             # What is there now is for the next look-up to say; the old is no fallback for it.
             self._names.changed_here(target, Kind.ABSENT, None, self._clock.now())
             self._names.forget(target)
