@@ -23,6 +23,15 @@ def readers(figure: Figure) -> int:
     return figure.threads * figure.processes
 
 
+def spread_out(counts: Iterable[int], most: int) -> list[int]:
+    """Return at most so many of the counts: the lowest, the highest, some evenly between."""
+    found = sorted(set(counts))
+    if len(found) <= most:
+        return found
+    step = (len(found) - 1) / (most - 1)
+    return [found[round(place * step)] for place in range(most)]
+
+
 def contender(name: str) -> str:
     """Return the contender that a figure is of: its name without the number of readers."""
     return _READERS.sub("", name)

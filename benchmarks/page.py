@@ -17,6 +17,7 @@ from benchmarks.harness import Figure, Missing, Result, Sample
 from benchmarks.results import Report
 from benchmarks.texts import bar_text, dollars, megabytes, number, verdict
 
+LONG_HEAD = 14  # characters; a longer one would be broken over many lines
 VOID = frozenset({"meta", "br", "img"})
 _CODE = re.compile(r"`([^`]+)`")
 
@@ -50,15 +51,22 @@ def inline(text: str) -> Html:
     return joined(tag("code", part) if place % 2 else part for place, part in enumerate(parts))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], **attributes: str) -> Html:
-    """Return a table that can be scrolled sideways and sorted. A cell is Html made by ``cell``
-    or ``numeric``, or text."""
-    top = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head)))
-    lines = (
-        tag("tr", *(one if isinstance(one, Html) else tag("td", one) for one in row))
-        for row in rows
-    )
-    return tag("div", tag("table", top, tag("tbody", *lines), **attributes), class_="wide")
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+    """Return a table that can be scrolled sideways and sorted. A cell is a ``td``, made by
+    ``numeric`` for example, or text."""
+    cells = [[one if isinstance(one, Html) else tag("td", one) for one in row] for row in rows]
+    heads = [
+        tag("th", name, scope="col", class_=_head_class(name, [row[place] for row in cells]))
+        for place, name in enumerate(head)
+    ]
+    lines = (tag("tr", *row) for row in cells)
+    whole = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines))
+    return tag("div", whole, class_="wide")
+
+
+def _head_class(name: str, column: Sequence[Html]) -> str:
+    numbers = any(' class="number"' in cell for cell in column)
+    return " ".join(["number"] * numbers + ["long"] * (len(name) > LONG_HEAD))
 
 
 def numeric(value: float | None, text: str | None = None) -> Html:
@@ -167,14 +175,19 @@ def _speeds(figure: Figure, result: Result) -> list[Html]:
     bound = findings.bound_of(figure, result.outcome.figures)
     return [
         tag("td", figure.role),
-        numeric(figure.threads, str(figure.threads)),
-        numeric(figure.processes, str(figure.processes)),
+        _count(figure.threads, [one.threads for one in result.outcome.figures]),
+        _count(figure.processes, [one.processes for one in result.outcome.figures]),
         numeric(figure.median),
         tag("td", figure.unit),
         numeric(figure.low),
         numeric(figure.high),
         numeric(None if bound is None else findings.ratio(figure, bound)),
     ]
+
+
+def _count(count: int, all_counts: Sequence[int]) -> Html:
+    """Return how many read at once; empty where nobody varies it."""
+    return numeric(count, str(count)) if max(all_counts) > 1 else _EMPTY
 
 
 def _latencies(sample: Sample) -> list[Html]:
@@ -323,6 +336,8 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92e
 table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
 td { min-width: 4rem; }
+th.long { min-width: 8.5rem; }
+th.number { text-align: right; }
 tbody tr:last-child td { border-bottom: 0; }
 th { background: var(--raised); font-weight: 600; cursor: pointer; vertical-align: bottom; }
 th[aria-sort=ascending]::after { content: " ▲"; }
@@ -339,7 +354,7 @@ td.pass, td.missed { white-space: nowrap; }
 .bars, .beats { padding-left: 1.2rem; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: .8rem 0; width: 46rem; max-width: 100%; }
-.plots figure { flex: 1 1 32rem; width: auto; max-width: 46rem; }
+.plots figure { flex: 1 1 38rem; width: auto; max-width: 46rem; }
 svg { width: 100%; height: auto; display: block; }
 @media (max-width: 50rem) {
   body { display: block; }

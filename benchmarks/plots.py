@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from benchmarks.findings import alike, contender, distances, farthest, readers
+from benchmarks.findings import alike, contender, distances, farthest, readers, spread_out
 from benchmarks.harness import Figure, Result, Series
 from benchmarks.texts import number, plain
 
@@ -33,7 +33,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#111213"  # becomes currentColor in an SVG
 WIDTH = 7.5  # inches; with PNG_DPI as wide as a page of text
 PNG_DPI = 100
-PNG_COLOURS = 64  # anti-aliased lines and text need no more; thousands would triple the file
 RC = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "tiercache",  # the same data give the same file
@@ -58,6 +57,7 @@ RC = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+SHADES = 15  # of 17 colours: 255 entries, as many as a palette holds
 POINTS = 240  # of a line: more cannot be seen
 DECADES = 5  # of the quantiles' axis: down to one operation in 100,000
 LATENCY_PANELS = 3
@@ -140,14 +140,27 @@ def png(plot: Plot, styles: dict[str, Look]) -> bytes:
     """Draw on white. Raises ImportError without matplotlib."""
     from PIL import Image
 
+    whole, small = io.BytesIO(), io.BytesIO()
     with _canvas(plot, styles) as canvas:
-        whole = io.BytesIO()
         canvas.savefig(whole, format="png", dpi=PNG_DPI, facecolor="white")
-    small = io.BytesIO()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_shades())
     with Image.open(whole) as image:
-        flat = image.convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE)
+        flat = image.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
         flat.save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def _shades() -> list[int]:
+    """Return our colours, each from itself to white, as red, green, blue, red, …: what an
+    anti-aliased plot on white consists of. A third of the bytes of one in full colour."""
+    found = []
+    for colour in (INK, *OURS, *BOUNDS, *RIVALS):
+        whole = bytes.fromhex(colour[1:])
+        for step in range(SHADES):
+            white = step / (SHADES - 1)
+            found += [round(part + (255 - part) * white) for part in whole]
+    return found
 
 
 def svg(plot: Plot, styles: dict[str, Look]) -> str:
@@ -280,7 +293,7 @@ def nines(share: float) -> float:
 def _draw_latency(plot: Plot, styles: dict[str, Look]) -> Canvas:
     (result,) = plot.results
     figures = _with_histogram(result)
-    loads = _spread_out(sorted({readers(figure) for figure in figures}), LATENCY_PANELS)
+    loads = spread_out((readers(figure) for figure in figures), LATENCY_PANELS)
     canvas, panels = _new(len(loads), 3.6)
     top = 1.0
     for axes, count in zip(panels, loads, strict=True):
@@ -308,14 +321,6 @@ def _draw_latency(plot: Plot, styles: dict[str, Look]) -> Canvas:
     panels[0].set_ylabel("operations that took no longer")
     _legend(canvas, panels)
     return canvas
-
-
-def _spread_out(values: list[int], count: int) -> list[int]:
-    """Return the first, the last, and what lies evenly between them."""
-    if len(values) <= count:
-        return values
-    step = (len(values) - 1) / (count - 1)
-    return [values[round(place * step)] for place in range(count)]
 
 
 def _microseconds(value: float) -> str:
@@ -371,7 +376,7 @@ def _draw_load(plot: Plot, styles: dict[str, Look]) -> Canvas:
         axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
         axes.set_ylim(bottom=0.0)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.set_xlabel("readers at once (threads × processes)")
         axes.set_ylabel(f"{unit}, {work}" if work else unit)
     _legend(canvas, panels)
@@ -402,7 +407,7 @@ def _draw_time(plot: Plot, styles: dict[str, Look]) -> Canvas:
             )  # fmt: skip
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0.0)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     _mark(panels, series)
     panels[-1].set_xlabel("seconds")
     _legend(canvas, panels)

@@ -65,7 +65,7 @@ def bars(report: Report) -> str:
 
 def measured(bar: Bar, result: Result) -> str:
     """Return a bar's figure and, of a ratio, what it is the ratio of."""
-    text = f"{number(bar.figure)} {bar.unit}"
+    text = f"{number(bar.figure)} {bar.unit}".rstrip()
     about = findings.subject(bar, result)
     if about is None or not bar.against:
         return text
@@ -136,8 +136,10 @@ def quantile_text(sample: Sample | None) -> str:
 
 
 def costs(result: Result) -> str:
-    """Return what each contender took for it; empty where nothing was sampled."""
+    """Return what each contender took for it, with the fewest and the most readers; empty where
+    nothing was sampled. The page has all of it."""
     unit = findings.per(result)
+    loads = findings.spread_out(map(findings.readers, result.outcome.figures), 2)
     rows = [
         (
             figure.name,
@@ -150,7 +152,7 @@ def costs(result: Result) -> str:
             dollars_text(sample, unit),
         )
         for figure in result.outcome.figures
-        if (sample := figure.sample) is not None
+        if (sample := figure.sample) is not None and findings.readers(figure) in loads
     ]
     if not rows:
         return ""

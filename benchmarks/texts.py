@@ -13,7 +13,9 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
-    if size >= 0.1 or value == 0:
+    if value == 0:
+        return "0"
+    if size >= 0.1:
         return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
     return _small(value)
 
@@ -44,7 +46,7 @@ def plain(title: str) -> str:
 
 def bar_text(bar: Bar, *, short: bool) -> str:
     sign = "≤" if bar.at_most else "≥"
-    return f"{sign} {number(bar.limit_now(short=short))} {bar.unit}"
+    return f"{sign} {number(bar.limit_now(short=short))} {bar.unit}".rstrip()
 
 
 def verdict(bar: Bar, *, short: bool) -> str:
