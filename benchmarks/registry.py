@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from benchmarks import contenders, measures
 from benchmarks.contenders.contender import Contender
 from benchmarks.harness import Outcome
-from benchmarks.lab import Lab
 from benchmarks.workload import Workload
 
-Measure = Callable[[Lab, Workload], Outcome]
-ContenderMaker = Callable[[Lab, str], Contender]  # of the laboratory and the origin's URL
+if TYPE_CHECKING:
+    # Worker processes import contenders and with them this module, but never the laboratory: it
+    # would take each of them 0.2 s and count as memory of the reader that is measured.
+    from benchmarks.lab import Lab
+
+Measure = Callable[["Lab", Workload], Outcome]
+ContenderMaker = Callable[["Lab", str], Contender]  # of the laboratory and the origin's URL
 
 MEASURES: dict[str, Measure] = {}
 CONTENDERS: dict[str, ContenderMaker] = {}

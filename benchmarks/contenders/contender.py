@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from benchmarks.harness import Role
 from benchmarks.workload import State, Workload
-from tiercache.namespace import Namespace
+
+if TYPE_CHECKING:
+    from tiercache.namespace import Namespace  # 0.1 s that a rival's process must not pay
 
 
 def missing_package(module: str, package: str = "") -> str:
