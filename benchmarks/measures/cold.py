@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks import rivals
 from benchmarks.contenders import obstore_s3, s3fs_s3
-from benchmarks.contenders.contender import Object
+from benchmarks.contenders.contender import Object, missing_package
 from benchmarks.harness import Outcome, Race
 from benchmarks.lab import Lab, path_of, raced, settle
 from benchmarks.measures.hot import offsets
@@ -59,7 +59,7 @@ def cold_sequential(lab: Lab, workload: Workload) -> Outcome:
             prepare=fresh,
         )
         for name in workload.contenders:
-            if why := rivals.why_missing("s3fs"):
+            if why := missing_package("s3fs"):
                 race.miss(name, why)
                 continue
             run = S3FS[name](lab, found, folder / "s3fs", block_bytes)

@@ -6,13 +6,14 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import msgspec
 
-from benchmarks import rivals
-from benchmarks.contenders.contender import Object, Reader
+from benchmarks.contenders import fsspec_caches
+from benchmarks.contenders.contender import Object, Reader, missing_package
 from benchmarks.harness import Outcome, Race
 from benchmarks.lab import Lab, path_of, raced
 from benchmarks.registry import CONTENDERS, measure
@@ -21,6 +22,12 @@ from tiercache.namespace import Namespace
 
 # Rivals that take milliseconds a read would take minutes for as many reads as ours.
 RIVAL_PART = 10
+# By what workloads call them: fsspec's caches, used in the very way that ours is.
+FSSPEC_CACHES = {
+    "fsspec blockcache over s3fs": "blockcache",
+    "fsspec filecache over s3fs": "filecache",
+}
+FILL_BYTES = 8 << 20
 
 Run = Callable[[], None]
 
@@ -37,10 +44,18 @@ class Warm:
     places: list[int]
     block_bytes: int
 
+    @property
+    def bytes(self) -> int:
+        return len(self.places) * self.block_bytes
+
+    def few(self) -> Warm:
+        """Return the same with the places that slow rivals read."""
+        return replace(self, places=self.places[: max(1, len(self.places) // RIVAL_PART)])
+
     def race(self, lab: Lab) -> Race:
         return Race(
             amount=len(self.places),
-            bytes=len(self.places) * self.block_bytes,
+            bytes=self.bytes,
             unit="µs",
             per="op",
             sampler=lab.sampler(namespace=self.namespace),
@@ -120,21 +135,44 @@ def hot_read(lab: Lab, workload: Workload) -> Outcome:
 
 @measure("hot-cat-file")
 def hot_cat_file(lab: Lab, workload: Workload) -> Outcome:
-    """fsspec's cat_file of random blocks, against os.pread and the rivals' own hot reads."""
+    """fsspec's cat_file of random blocks, against os.pread, fsspec's caches, and the rivals' own
+    ways to read what they hold."""
     with warmed(lab, workload) as hot, contextlib.ExitStack() as stack:
-        filesystem, block_bytes = lab.filesystem(hot.namespace), hot.block_bytes
-
-        def ours() -> None:
-            cat_file = filesystem.cat_file
-            for place in hot.places:
-                cat_file(hot.path, place, place + block_bytes)
-
         race = hot.race(lab)
         race.add("os.pread", "bound", hot.preads)
-        race.add("cat_file", "ours", ours)
+        race.add("cat_file", "ours", _cat_file(hot, lab.filesystem(hot.namespace), hot.path))
         for name in workload.contenders:
-            _add_reader(lab, race, workload, hot, name, stack)
-        return raced(race, workload, hot.namespace, read_bytes=block_bytes)
+            if name in FSSPEC_CACHES:
+                _add_cache(lab, race, hot, name, _cat_file)
+            else:
+                _add_reader(lab, race, workload, hot, name, stack)
+        return raced(race, workload, hot.namespace, read_bytes=hot.block_bytes)
+
+
+def _cat_file(hot: Warm, filesystem: Any, path: str) -> Run:
+    def run() -> None:
+        cat_file, block_bytes = filesystem.cat_file, hot.block_bytes
+        for place in hot.places:
+            cat_file(path, place, place + block_bytes)
+
+    return run
+
+
+def _add_cache(
+    lab: Lab, race: Race, hot: Warm, name: str, way: Callable[[Warm, Any, str], Run]
+) -> None:
+    """Let one of fsspec's caches run, filled, in the same way as ours."""
+    if why := missing_package("s3fs"):
+        race.miss(name, why)
+        return
+    protocol = FSSPEC_CACHES[name]
+    cache = fsspec_caches.caching(protocol, lab.server.endpoint, str(lab.folder(protocol)))
+    remote = f"{lab.bucket}/{hot.found.key}"
+    with cache.open(remote, "rb") as file:  # reading it all fills it
+        while file.read(FILL_BYTES):
+            pass
+    few = hot.few()
+    race.add(name, "rival", way(few, cache, remote), amount=len(few.places), bytes=few.bytes)
 
 
 def _add_reader(
@@ -149,16 +187,15 @@ def _add_reader(
     contender.prepare([hot.found], "hot")
     make, arguments = contender.recipe()
     reader = cast(Reader, make(*arguments))
-    assert hasattr(reader, "read"), f"{name} reads on an event loop only"
     stack.callback(reader.close)
-    few = hot.places[: max(1, len(hot.places) // RIVAL_PART)]
+    few = hot.few()
 
     def run() -> None:
-        for place in few:
+        for place in few.places:
             reader.read(hot.found.key, place, hot.block_bytes)
 
-    amount, handed = len(few), len(few) * hot.block_bytes
-    race.add(name, contender.role, run, amount=amount, bytes=handed)
+    amount, role = len(few.places), contender.role
+    race.add(name, role, run, amount=amount, bytes=few.bytes, work="open files")
 
 
 @measure("hot-view")
@@ -189,55 +226,39 @@ def hot_view(lab: Lab, workload: Workload) -> Outcome:
 
 @measure("hot-open")
 def hot_open(lab: Lab, workload: Workload) -> Outcome:
-    """Open, read a block and close, by fsspec and by the namespace; plain files for a bound."""
+    """Open, read a block and close: by fsspec, by the namespace, and of plain files."""
     with warmed(lab, workload) as hot:
-        namespace, path, file = hot.namespace, hot.path, hot.file
-        places, block_bytes = hot.places, hot.block_bytes
 
         def bound() -> None:
-            for place in places:
+            file, block_bytes = hot.file, hot.block_bytes
+            for place in hot.places:
                 handle = os.open(file, os.O_RDONLY)
                 os.pread(handle, block_bytes, place)
                 os.close(handle)
 
         race = hot.race(lab)
         race.add("os.open + pread + close", "bound", bound)
-        race.add(
-            "open() + read + close",
-            "bound",
-            _opening(hot, lambda: open(file, "rb", buffering=0)),  # noqa: SIM115 - closed there
-        )
-        filesystem = lab.filesystem(namespace)
-        race.add(
-            "fsspec open + read + close", "ours", _opening(hot, lambda: filesystem.open(path, "rb"))
-        )
-        race.add("ns.open + read + close", "ours", _opening(hot, lambda: namespace.open(path)))
+        plain = partial(open, buffering=0)
+        race.add("open() + read + close", "bound", _opening(hot, plain, hot.file))
+        filesystem = lab.filesystem(hot.namespace)
+        race.add("fsspec open + read + close", "ours", _opening(hot, filesystem.open, hot.path))
+        direct = hot.namespace.open
+        race.add("ns.open + read + close", "ours", _opening(hot, direct, hot.path))
         for name in workload.contenders:
-            _add_opening(lab, race, hot, name)
-        return raced(race, workload, namespace, read_bytes=block_bytes)
+            _add_cache(
+                lab, race, hot, name, lambda hot, cache, path: _opening(hot, cache.open, path)
+            )
+        return raced(race, workload, hot.namespace, read_bytes=hot.block_bytes)
 
 
-def _opening(hot: Warm, open_it: Callable[[], Any]) -> Run:
+def _opening(hot: Warm, open_it: Callable[[str, str], Any], path: str) -> Run:
     def run() -> None:
         for place in hot.places:
-            with open_it() as handle:
+            with open_it(path, "rb") as handle:
                 handle.seek(place)
                 handle.read(hot.block_bytes)
 
     return run
-
-
-def _add_opening(lab: Lab, race: Race, hot: Warm, name: str) -> None:
-    """Let fsspec's caches run, filled."""
-    if why := rivals.why_missing("s3fs"):
-        race.miss(name, why)
-        return
-    cache = rivals.fsspec_cache(lab, name.partition(" ")[2].partition(" ")[0])
-    remote = f"{lab.bucket}/{hot.found.key}"
-    with cache.open(remote, "rb") as file:  # reading it all fills it
-        while file.read(8 << 20):
-            pass
-    race.add(name, "rival", _opening(hot, lambda: cache.open(remote, "rb")))
 
 
 @measure("hot-sequential")
