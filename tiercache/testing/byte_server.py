@@ -1,4 +1,5 @@
-"""The smallest HTTP server worth measuring a proxy against: ``GET /N`` answers N zero bytes.
+"""The smallest HTTP server worth measuring a proxy against: ``GET /N`` answers N zero bytes, up to
+``max_bytes``.
 
 It takes uploads too and forgets them. Not an object store: for behaviour use ``object_servers``.
 """
@@ -13,7 +14,7 @@ from typing import Self
 
 ONE_WRITE_BYTES = 1024 * 1024  # up to here head and body leave in one system call
 RECEIVE_BYTES = 512 * 1024
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Type: application/octet-stream\r\n\r\n"
+_ANSWER = b"HTTP/1.1 %d -\r\nContent-Length: %d\r\nContent-Type: application/octet-stream\r\n\r\n"
 
 
 class ByteServer:
@@ -100,8 +101,9 @@ class ByteServer:
         return data[left:]
 
     def _send(self, sock: socket.socket, count: int) -> None:
-        head, body = _ANSWER % count, self._zeros[:count]
-        if count <= ONE_WRITE_BYTES:
+        status, body = (200, self._zeros[:count]) if count <= len(self._zeros) else (404, b"")
+        head = _ANSWER % (status, len(body))
+        if len(body) <= ONE_WRITE_BYTES:
             sock.sendall(head + body)
         else:
             sock.sendall(head)

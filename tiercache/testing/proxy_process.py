@@ -198,6 +198,7 @@ class _Service:
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 method, arguments, named = connection.recv()
+                answer: tuple[Any, Exception | None]
                 try:
                     answer = self._carry_out(method, arguments, named), None
                 except (OSError, ValueError, RuntimeError) as error:
