@@ -167,6 +167,11 @@ class Measured:
     device_read_bytes: int = 0
 
 
+class CannotRun(Exception):
+    """A rival that turns out, in the middle of a race, to fail at what it was asked. The message
+    says how."""
+
+
 class Sampling(Protocol):
     """Watches one contender: see ``benchmarks.sampler``."""
 
@@ -257,11 +262,17 @@ class Race:
         self.missing.append(Missing(name=name, why=why))
 
     def run(self, rounds: int, *, warm_up: int = 1) -> None:
-        """Run all in turns, every other round in reverse; the first ``warm_up`` do not count."""
+        """Run all in turns, every other round in reverse; the first ``warm_up`` do not count.
+        Who raises CannotRun leaves the race and is missing."""
         for number in range(-warm_up, rounds):
-            turns = self._contenders if number % 2 == 0 else self._contenders[::-1]
+            turns = self._contenders[:: 1 if number % 2 == 0 else -1]
             for contender in turns:
-                measured = self._measure(contender, counts=number >= 0)
+                try:
+                    measured = self._measure(contender, counts=number >= 0)
+                except CannotRun as error:
+                    self._contenders.remove(contender)
+                    self.miss(contender.name, str(error))
+                    continue
                 if number >= 0:
                     contender.values.append(self._value(contender, measured))
 

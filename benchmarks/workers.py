@@ -45,10 +45,17 @@ FIRSTS_OBJECTS = 64
 FIRSTS_BYTES = 4096
 
 
+class WorkerFailed(RuntimeError):
+    """A worker raised, died or did not answer in time; the message says what it said last."""
+
+
+class _Failure(NamedTuple):
+    said: str
+
+
 def together(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Run ``work(barrier, *arguments)`` in one spawned process for each, and return what they
-    returned. All pass the barrier at once. Raises RuntimeError where one fails or does not answer
-    in time; none is left running."""
+    returned. All pass the barrier at once. Raises WorkerFailed; none is left running."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(arguments))
     pipes, processes = [], []
@@ -84,7 +91,7 @@ def _received(pipes: list[Connection]) -> list[Any]:
         waiting = [pipe for number, pipe in enumerate(pipes) if number not in answers]
         ready = multiprocessing.connection.wait(waiting, deadline - time.monotonic())
         if not ready:
-            raise RuntimeError("a benchmark worker did not answer")
+            raise WorkerFailed("a benchmark worker did not answer")
         for number, pipe in enumerate(pipes):
             if pipe in ready:
                 try:
@@ -94,11 +101,27 @@ def _received(pipes: list[Connection]) -> list[Any]:
     return [answers[number] for number in range(len(pipes))]
 
 
+def _answer(pipe: Connection) -> Any:
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise WorkerFailed("a benchmark worker died without a word") from None
+    if isinstance(answer, _Failure):
+        raise WorkerFailed(answer.said)
+    return answer
+
+
 def _worker(
     pipe: Connection, work: Callable[..., Any], barrier: Any, arguments: tuple[Any, ...]
 ) -> None:
     with pipe:
-        pipe.send(work(barrier, *arguments))
+        try:
+            answer = work(barrier, *arguments)
+        except BaseException as error:
+            cause = error.__cause__ or error
+            pipe.send(_Failure(f"{type(cause).__name__}: {cause}"))
+            raise
+        pipe.send(answer)
 
 
 # -- the reading worker -----------------------------------------------------------------------

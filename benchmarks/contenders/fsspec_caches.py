@@ -26,6 +26,7 @@ SMALL_BYTES = MIB
 READ_BYTES = 8 * MIB
 # Files that a thread keeps open; of more, each read opens and closes its own.
 OPEN_FILES = 64
+FILL_OBJECTS = 512  # at once in memory: 32 MiB of 64 KiB
 
 
 def caching(protocol: str, endpoint: str, storage: str) -> Any:
@@ -119,7 +120,9 @@ class FileCache(_Cached):
             return
         # Many at once: one by one takes four times as long.
         filesystem = caching(self.protocol, self._endpoint, str(self._storage))
-        filesystem.cat([f"{self._bucket}/{key}" for key, _ in parts])
+        for first in range(0, len(parts), FILL_OBJECTS):
+            some = parts[first : first + FILL_OBJECTS]
+            filesystem.cat([f"{self._bucket}/{key}" for key, _ in some])
         filesystem.save_cache()
 
 

@@ -10,6 +10,7 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SECTOR_BYTES = 4096
 # Files that a reader keeps open; of more, each read opens and closes its own.
 OPEN_FILES = 1024
+IN_FLIGHT = 16
 
 _FOLDERS: WeakKeyDictionary[Lab, Path] = WeakKeyDictionary()
 
@@ -40,16 +42,20 @@ def files(lab: Lab, objects: Sequence[Object]) -> Path:
     if lab not in _FOLDERS:
         _FOLDERS[lab] = lab.folder("plain")
     folder = _FOLDERS[lab]
-    origin = None
-    for key, length in objects:
-        file = folder / key
-        if file.exists() and file.stat().st_size == length:
-            continue
-        origin = origin or store(lab.server.endpoint, lab.bucket)
+    left = [one for one in objects if not (folder / one.key).exists()]
+    if not left:
+        return folder
+    origin = store(lab.server.endpoint, lab.bucket)
+
+    def bring(one: Object) -> None:
+        file = folder / one.key
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
-            for chunk in obstore.get(origin, key).stream():
+            for chunk in obstore.get(origin, one.key).stream():
                 out.write(chunk)
+
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        list(threads.map(bring, left))
     return folder
 
 

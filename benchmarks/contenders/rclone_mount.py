@@ -68,17 +68,16 @@ class RcloneMount(Contender):
         wanted = tuple(one.key for one in objects)
         match state:
             case "cold":
-                self._restart(empty=True)
+                self._restart()
             case "half-warm":
-                self._restart(empty=True)
+                self._restart()
                 self._fill_half(objects)
             case "hot" | "nvme" if wanted != self._filled:
-                self._restart(empty=True)
+                self._restart()
                 self._fill([(one.key, one.length) for one in objects])
                 self._filled = wanted
         if state == "nvme":
-            # What the kernel keeps of the mount goes with it, what it keeps of the cache so.
-            self._restart(empty=False)
+            page_cache.drop((self._mount / key for key in wanted), written=True)
             page_cache.drop_below(self._cache)
 
     def _fill_half(self, objects: Sequence[Object]) -> None:
@@ -93,11 +92,11 @@ class RcloneMount(Contender):
                 for offset in range(0, length, READ_BYTES):
                     file.read(min(READ_BYTES, length - offset))
 
-    def _restart(self, *, empty: bool) -> None:
+    def _restart(self) -> None:
+        """Mount anew, with an empty cache."""
         self._end()
-        if empty:
-            self._filled = ()
-            shutil.rmtree(self._cache, ignore_errors=True)
+        self._filled = ()
+        shutil.rmtree(self._cache, ignore_errors=True)
         self._mount.mkdir(exist_ok=True)
         self._cache.mkdir(exist_ok=True)
         scratch = self._folder / "scratch"

@@ -10,7 +10,7 @@ from functools import partial
 
 from benchmarks import workers
 from benchmarks.contenders.contender import Contender, Object
-from benchmarks.harness import Figure, Measured, Missing, Outcome, Race
+from benchmarks.harness import CannotRun, Figure, Measured, Missing, Outcome, Race
 from benchmarks.lab import Lab, settle
 from benchmarks.registry import CONTENDERS, measure
 from benchmarks.workload import Dataset, Workload
@@ -47,6 +47,7 @@ def reads(lab: Lab, workload: Workload) -> Outcome:
             race = point.race(contenders)
             race.run(workload.load.rounds, warm_up=workload.load.warm_up)
             figures.extend(race.figures)
+            missing.extend(race.missing)
             for name, count in _tiers_of_ours(race.figures).items():
                 tiers[name] = tiers.get(name, 0) + count
     return Outcome(
@@ -130,11 +131,13 @@ class _Point:
         return race
 
     def _prepare(self, one: Contender) -> None:
-        one.prepare(self.objects, self.workload.state)
+        with _rivals_may_fail(one):
+            one.prepare(self.objects, self.workload.state)
         settle()
 
     def _run(self, one: Contender) -> Measured:
-        return workers.read(self.task(one))
+        with _rivals_may_fail(one):
+            return workers.read(self.task(one))
 
     def task(self, one: Contender) -> workers.Task:
         """Return what this round's processes do. Each round reads other places, the same ones
@@ -167,6 +170,17 @@ class _Point:
                 return workers.WARM_FIRSTS
             case "cold" | "half-warm":
                 return self.warm_up
+
+
+@contextlib.contextmanager
+def _rivals_may_fail(one: Contender) -> Iterator[None]:
+    """Let a rival's failure be a line in the table, and ours the end of the run."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if one.role != "rival":
+            raise
+        raise CannotRun(f"failed: {error}") from error
 
 
 def _tiers_of_ours(figures: Sequence[Figure]) -> dict[str, int]:
