@@ -85,7 +85,7 @@ class Reader:
                 ext is not None
                 and 0 <= offset <= end <= entry.fast_bytes
                 and entry.epoch == self._words[1]
-                and entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0
+                and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
                 self._visited[entry.slot] = 1
@@ -116,7 +116,7 @@ class Reader:
                 mapping is not None
                 and 0 <= offset <= end <= entry.fast_bytes
                 and entry.epoch == self._words[1]
-                and entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0
+                and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
                 self._visited[entry.slot] = 1
@@ -368,8 +368,10 @@ class Reader:
             return None
         ext = segment.held.ext
         begin = start - segment.start
+        if ext is None:
+            return None
         pages_end = (end - segment.start + 65535) >> 16
-        if ext is None or segment.verified.find(0, begin >> 16, pages_end) >= 0:
+        if not entry.whole and segment.verified.find(0, begin >> 16, pages_end) >= 0:
             return None
         self._visited[segment.slot] = 1
         use = entry.use
@@ -391,6 +393,7 @@ class Reader:
         data = self._verifier.read(entry, segment, start, end)
         if data is None:
             return None
+        entry.note_verified()
         self._visited[segment.slot] = 1
         if entry.record.packed:
             entry.use.hits += 1
@@ -491,6 +494,7 @@ class Reader:
                     (base + page, base + page + 1)
                     for page in self._verifier.verify(entry, segment, first, last)
                 ]
+        entry.note_verified()
         return missing
 
     def _read_through(self, entry: Entry, start: int, end: int) -> bytes:
