@@ -44,14 +44,15 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One of our figures, or a bar's number, in both runs. ``factor`` is how many times as slow
-    (or as large, of a number that should be small) it became: above 1 is worse."""
+    (or as large, of a number that should be small) it became: above 1 is worse, None without
+    bound (it was nothing before)."""
 
     workload: str
     figure: str
     unit: str
     before: Share
     after: Share
-    factor: float
+    factor: float | None
     verdict: Verdict
 
 
@@ -109,16 +110,18 @@ def _change(
 ) -> Change:
     before, after = _share(old, old_result), _share(new, new_result)
     if before.share is not None and after.share is not None:
-        factor = before.share / after.share
+        factor = findings.quotient(before.share, after.share)
+    elif old.higher_is_better:
+        factor = findings.quotient(old.median, new.median)
     else:
-        factor = findings.ratio(new, old) if not old.higher_is_better else old.median / new.median
+        factor = findings.quotient(new.median, old.median)
     return Change(
         workload=old_result.name,
         figure=old.name,
         unit=old.unit,
         before=before,
         after=after,
-        factor=factor,
+        factor=None if math.isinf(factor) else factor,
         verdict=_verdict(factor, threshold, apart=_apart(before, after, old, new)),
     )
 
@@ -127,12 +130,7 @@ def _share(figure: Figure, result: Result) -> Share:
     bound = findings.bound_of(figure, result.outcome.figures)
     if bound is None:
         return Share(median=figure.median, share=None, low=None, high=None)
-    if len(figure.values) == len(bound.values):
-        others: tuple[float, ...] = bound.values
-    else:
-        others = (bound.median,) * len(figure.values)
-    pairs = list(zip(figure.values, others, strict=True))
-    rounds = [a / b if figure.higher_is_better else b / a for a, b in pairs]
+    rounds = findings.speeds(figure, bound)
     return Share(
         median=figure.median,
         share=statistics.median(rounds),
@@ -159,14 +157,14 @@ def _verdict(factor: float, threshold: float, *, apart: bool) -> Verdict:
 def _number_change(workload: str, old: Bar, new: Bar, threshold: float) -> Change:
     """Compare a number that a measure counted: it has no rounds, so no spread excuses it."""
     good, bad = (old.figure, new.figure) if old.at_most else (new.figure, old.figure)
-    factor = bad / good if good else 1.0 if bad == good else math.inf
+    factor = findings.quotient(bad, good)
     return Change(
         workload=workload,
         figure=old.text,
         unit=old.unit,
         before=Share(median=old.figure, share=None, low=None, high=None),
         after=Share(median=new.figure, share=None, low=None, high=None),
-        factor=factor,
+        factor=None if math.isinf(factor) else factor,
         verdict=_verdict(factor, threshold, apart=True),
     )
 
@@ -190,7 +188,7 @@ def _warnings(before: Surroundings, after: Surroundings) -> Iterator[str]:
 def text(comparison: Comparison) -> str:
     """Return a table for a terminal, the worst first, and what it says in the end."""
     head = ("workload", "figure", "before", "after", "÷ bound", "then", "slower by", "")
-    ordered = sorted(comparison.changes, key=lambda change: -change.factor)
+    ordered = sorted(comparison.changes, key=_factor, reverse=True)
     rows = [
         (
             change.workload,
@@ -199,7 +197,7 @@ def text(comparison: Comparison) -> str:
             f"{number(change.after.median)} {change.unit}".rstrip(),
             "" if change.before.share is None else number(change.before.share),
             "" if change.after.share is None else number(change.after.share),
-            "∞" if math.isinf(change.factor) else f"{number(change.factor)} ×",
+            "∞" if change.factor is None else f"{number(change.factor)} ×",
             change.verdict.upper() if change.verdict == "worse" else change.verdict,
         )
         for change in ordered
@@ -219,6 +217,10 @@ def text(comparison: Comparison) -> str:
     if not comparison.worse and not comparison.broken:
         lines.append("Nothing became worse beyond the spread.")
     return "\n".join(lines)
+
+
+def _factor(change: Change) -> float:
+    return math.inf if change.factor is None else change.factor
 
 
 def _told(share: Share) -> str:

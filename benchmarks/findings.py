@@ -6,11 +6,12 @@ ask here, so that they cannot disagree.
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from benchmarks import harness
 from benchmarks.harness import Bar, Figure, Result, Role
 
 # Where several numbers of readers are measured, a figure's name ends with that number.
@@ -61,14 +62,31 @@ def bound_of(figure: Figure, figures: Iterable[Figure]) -> Figure | None:
 
 def ratio(one: Figure, other: Figure) -> float:
     """Return one ÷ other: the median of the rounds' ratios where both ran in the same rounds."""
-    if len(one.values) == len(other.values):
-        return harness.ratio(one, other)
-    return one.median / other.median
+    return statistics.median(ratios(one, other))
+
+
+def ratios(one: Figure, other: Figure) -> list[float]:
+    """Return one ÷ other round by round, or by the other's median where the rounds are not the
+    same ones."""
+    same = len(one.values) == len(other.values)
+    others = other.values if same else (other.median,) * len(one.values)
+    return [quotient(a, b) for a, b in zip(one.values, others, strict=True)]
+
+
+def quotient(one: float, other: float) -> float:
+    """Return one ÷ other; of nothing by nothing 1, of something by nothing infinity."""
+    return one / other if other else 1.0 if not one else math.inf
 
 
 def speed(one: Figure, other: Figure) -> float:
     """Return how many times as fast one is as the other, whatever the unit: above 1 is faster."""
-    return ratio(one, other) if one.higher_is_better else ratio(other, one)
+    return statistics.median(speeds(one, other))
+
+
+def speeds(one: Figure, other: Figure) -> list[float]:
+    """Return the same for each round of one."""
+    found = ratios(one, other)
+    return found if one.higher_is_better else [quotient(1.0, value) for value in found]
 
 
 def fastest(figures: Sequence[Figure]) -> Figure | None:
@@ -154,15 +172,16 @@ def distances(result: Result) -> list[Distance]:
         if bound is None:
             continue
         rivals = like(ours[0], result.outcome.figures, "rival")
-        found.append(
-            Distance(
-                result,
-                bound,
-                tuple((figure, speed(figure, bound)) for figure in ours),
-                tuple((figure, speed(figure, bound)) for figure in rivals),
-            )
-        )
+        distance = Distance(result, bound, _shares(ours, bound), _shares(rivals, bound))
+        if distance.ours:
+            found.append(distance)
     return found
+
+
+def _shares(figures: Iterable[Figure], bound: Figure) -> tuple[tuple[Figure, float], ...]:
+    """Return what can be shown on an axis of ratios: nothing and infinity cannot."""
+    found = ((figure, speed(figure, bound)) for figure in figures)
+    return tuple((figure, share) for figure, share in found if 0 < share < math.inf)
 
 
 def farthest(result: Result) -> Distance | None:
