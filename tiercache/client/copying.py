@@ -13,6 +13,7 @@ from tiercache.client.entry import Entry
 from tiercache.ports import ExtentReader
 
 _pread = os.pread
+_preadv = os.preadv
 
 
 def read_whole(ext: ExtentReader, entry: Entry, span: tuple[int, int], offset: int) -> bytes | None:
@@ -34,17 +35,19 @@ def into_whole(
 ) -> bool:
     """Fill ``buffer`` from ``offset`` of the extent, which is byte ``start`` of the object; False
     where the device does not give it all."""
-    part = buffer
-    while len(part):
+    part, left = buffer, len(buffer)
+    while left:
         try:
-            count = os.preadv(ext.fd, [part], offset)
+            count = _preadv(ext.fd, (part,), offset)
         except OSError:
             count = 0
         if not count:
             entry.distrust(start, start + len(buffer))
             return False
-        part = part[count:]
-        offset += count
+        left -= count
+        if left:
+            part = part[count:]
+            offset += count
     return True
 
 

@@ -405,10 +405,12 @@ class Reader:
 
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
         """Read this version into ``buffer``, run by run, reading ahead of itself."""
-        start, end = clamp(offset, len(buffer), entry.record.size_bytes)
+        wanted = len(buffer)
+        start, end = clamp(offset, wanted, entry.record.size_bytes)
         place = self._verified(entry, start, end) if start < end else None
         if place is not None:
-            if into_whole(place[0], entry, start, buffer[: end - start], place[1]):
+            target = buffer if end - start == wanted else buffer[: end - start]
+            if into_whole(place[0], entry, start, target, place[1]):
                 return entry, end - start
         done, rounds = start, 0
         while done < end:
