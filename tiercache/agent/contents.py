@@ -57,7 +57,6 @@ class Contents:
         pins: Pins,
         packs: PackWriter,
         pinned_packs: PackWriter,
-        kept_packs: PackWriter,
     ) -> None:
         self._index = index
         self._space = space
@@ -66,7 +65,6 @@ class Contents:
         self._pins = pins
         self._packs = packs
         self._pinned_packs = pinned_packs
-        self._kept_packs = kept_packs
         space.drop_contents = self.drop_extent
 
     # -- layout -----------------------------------------------------------------------------
@@ -324,9 +322,7 @@ class Contents:
                 msgspec.structs.replace(record, extents=((target.id, slot),), pack_offset=offset),
             )
 
-        pinned = self._pins.covers(record.origin, record.key)
-        packs = self._pinned_packs if pinned else self._kept_packs
-        await packs.append(
+        await self.packs_for(record).append(
             data, digest=member.digest, commit=commit, use_headroom=True
         )
 
