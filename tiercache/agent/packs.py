@@ -47,7 +47,8 @@ class PackWriter:
         self._open: ExtentState | None = None
         self._opening = asyncio.Lock()
         self._queue: list[_Append] = []
-        self._writing = False
+        # Held, since the loop itself keeps no task alive.
+        self._writer: asyncio.Task[None] | None = None
 
     async def append(
         self,
@@ -75,9 +76,8 @@ class PackWriter:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._queue.append(_Append(data, offset, reserved, done))
             queued = True
-            if not self._writing:
-                self._writing = True
-                asyncio.get_running_loop().create_task(self._write(state))
+            if self._writer is None:
+                self._writer = asyncio.create_task(self._write(state))
             await done
             self._index.put(records.member_key(state.id, offset), digest)
             commit(state, offset)
@@ -108,7 +108,7 @@ class PackWriter:
 
     async def _drain(self) -> None:
         """Wait until nothing is queued for the pack that is about to be sealed."""
-        while self._writing:
+        while self._writer is not None:
             waiting = [append.done for append in self._queue]
             if waiting:
                 await asyncio.wait(waiting)
@@ -144,7 +144,7 @@ class PackWriter:
                     else:
                         append.done.set_exception(failure)
         finally:
-            self._writing = False
+            self._writer = None
 
     def seal(self) -> None:
         """Close the open pack, so that it may be evicted."""
