@@ -87,6 +87,18 @@ class _Counts:
     missing: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Pages [first, end) of an object of ``size_bytes``, from ``offset`` of a file on, and the
+    checksums of just these."""
+
+    offset: int
+    first: int
+    end: int
+    size_bytes: int
+    crcs: bytes
+
+
 class _Checker:
     """Finds problems and notes what would undo them. Not thread safe."""
 
@@ -155,17 +167,14 @@ class _Checker:
             self._open.popitem(last=False)
         return held
 
-    def _bad_pages(
-        self, held: ExtentReader, base: int, first: int, end: int, size_bytes: int, crcs: bytes
-    ) -> list[int]:
-        """Return those of the pages [first, end) whose bytes, from ``base`` of the file on, fail
-        their checksum. ``crcs`` are those of just these pages."""
+    def _bad_pages(self, held: ExtentReader, run: _Run) -> list[int]:
+        """Return those pages of a run that fail their checksum."""
         bad = []
         step = READ_BYTES // PAGE_BYTES
-        for start in range(first, end, step):
-            stop = min(end, start + step)
-            length = min(stop * PAGE_BYTES, size_bytes) - start * PAGE_BYTES
-            offset = base + (start - first) * PAGE_BYTES
+        for start in range(run.first, run.end, step):
+            stop = min(run.end, start + step)
+            length = min(stop * PAGE_BYTES, run.size_bytes) - start * PAGE_BYTES
+            offset = run.offset + (start - run.first) * PAGE_BYTES
             try:
                 data = os.pread(held.fd, length, offset)
             except OSError:
@@ -173,8 +182,8 @@ class _Checker:
             found = checksums(memoryview(data))
             short = len(data) < length
             for page in range(start, stop):
-                at, expected = (page - start) * 4, (page - first) * 4
-                good = found[at : at + 4] == crcs[expected : expected + 4] != b""
+                at, expected = (page - start) * 4, (page - run.first) * 4
+                good = found[at : at + 4] == run.crcs[expected : expected + 4] != b""
                 whole = len(data) >= min(length, (page - start + 1) * PAGE_BYTES)
                 if not good or (short and not whole):
                     bad.append(page)
@@ -224,8 +233,14 @@ class _Checker:
                 self._forget_packed(key, extent_id, record)
                 self.batch[records.extent_key(extent_id)] = None
             return
-        count = pages.page_count(record.size_bytes)
-        bad = self._bad_pages(held, record.pack_offset, 0, count, record.size_bytes, record.crcs)
+        run = _Run(
+            offset=record.pack_offset,
+            first=0,
+            end=pages.page_count(record.size_bytes),
+            size_bytes=record.size_bytes,
+            crcs=record.crcs,
+        )
+        bad = self._bad_pages(held, run)
         if bad and not self._changed(key, raw):
             self.counts.bad_pages += len(bad)
             self.note("bad-page", _name(record), f"pages {_shown(bad)} fail their checksum")
@@ -313,11 +328,14 @@ class _Checker:
             base = chunk * (BITMAP_BYTES * 8)
             bad: list[int] = []
             for first, end in _runs(stored[:BITMAP_BYTES], start, stop):
-                crcs = stored[BITMAP_BYTES + first * 4 : BITMAP_BYTES + end * 4]
-                offset = (base + first - wanted.start) * PAGE_BYTES
-                bad += self._bad_pages(
-                    held, offset, base + first, base + end, record.size_bytes, crcs
+                run = _Run(
+                    offset=(base + first - wanted.start) * PAGE_BYTES,
+                    first=base + first,
+                    end=base + end,
+                    size_bytes=record.size_bytes,
+                    crcs=stored[BITMAP_BYTES + first * 4 : BITMAP_BYTES + end * 4],
                 )
+                bad += self._bad_pages(held, run)
             moved = self._online and self._reader.get(chunk_key) != stored
             if bad and not moved and not self._changed(key, raw):
                 self.counts.bad_pages += len(bad)
