@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from tiercache.namespace import Namespace
 
 PATHS = typer.Argument(metavar="PATH", help="Namespace paths or origin URLs.")
-OPTIONAL_PATHS = typer.Argument(metavar="PATH", help="Namespace paths or origin URLs.")
 JSON = typer.Option("--json", help="Print one JSON document.")
 HUMAN = typer.Option("--human", "-h", help="Print sizes like 1.5 MiB.")
 
 
 def ls(
     ctx: typer.Context,
-    paths: Annotated[list[str] | None, OPTIONAL_PATHS] = None,
+    paths: Annotated[list[str] | None, PATHS] = None,
     long: Annotated[bool, typer.Option("-l", help="Show size, time and version too.")] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive", "-R", help="List everything below.")
@@ -146,7 +145,7 @@ class Usage:
 
 def du(
     ctx: typer.Context,
-    paths: Annotated[list[str] | None, OPTIONAL_PATHS] = None,
+    paths: Annotated[list[str] | None, PATHS] = None,
     summarize: Annotated[
         bool, typer.Option("--summarize", "-s", help="One line a path, none for what is below.")
     ] = False,
@@ -212,7 +211,7 @@ class FindKind(StrEnum):
 
 def find(
     ctx: typer.Context,
-    paths: Annotated[list[str] | None, OPTIONAL_PATHS] = None,
+    paths: Annotated[list[str] | None, PATHS] = None,
     name: Annotated[
         list[str] | None,
         typer.Option(
@@ -272,16 +271,10 @@ def _of_kind_and_size(
 def size_range(text: str) -> tuple[int, int]:
     """Return the sizes [low, high] that "+1M", "-64KiB" or "4096" stands for. K, M, G and T alone
     are powers of 1024, as find's."""
-    from tiercache.errors import ConfigError
-    from tiercache.units import parse_bytes
-
     sign, number = (text[0], text[1:]) if text[:1] in ("+", "-") else ("", text)
     if number[-1:] in tuple("kKMGT"):
         number += "iB"
-    try:
-        count = parse_bytes(number)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--size") from error
+    count = session.bytes_option(number, "--size")
     match sign:
         case "+":
             return count + 1, 1 << 62

@@ -11,12 +11,12 @@ import typer
 
 from tiercache.cli import session
 from tiercache.cli.exits import ExitCode, exit_code_of_name
-from tiercache.cli.names import JSON, OPTIONAL_PATHS
+from tiercache.cli.names import JSON, PATHS
 from tiercache.cli.output import out, out_json, plain_table, say, table
 from tiercache.cli.progress import State, Style, meter
 from tiercache.cli.reading import PROGRESS
 from tiercache.model import JobState
-from tiercache.units import format_bytes, format_duration, parse_bytes
+from tiercache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from tiercache.client.job import Job
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # How often the bar moves. Each is one round trip to the agent, ~0.1 ms.
 POLL_S = 0.25
 SHOWN_ERRORS = 20
-
 
 FROM_FILE = typer.Option(
     "--from-file", "-f", metavar="FILE|-", help="Read more paths from here, one a line."
@@ -50,7 +49,7 @@ CANCEL = typer.Option(metavar="JOB", help="Cancel a job; what was fetched stays.
 
 def prefetch(
     ctx: typer.Context,
-    paths: Annotated[list[str] | None, OPTIONAL_PATHS] = None,
+    paths: Annotated[list[str] | None, PATHS] = None,
     from_file: Annotated[str | None, FROM_FILE] = None,
     include: Annotated[list[str] | None, INCLUDE] = None,
     exclude: Annotated[list[str] | None, EXCLUDE] = None,
@@ -74,7 +73,7 @@ def prefetch(
     actions = [bool(named), jobs, watch is not None, cancel is not None]
     if sum(actions) != 1:
         raise typer.BadParameter("give paths, or one of --jobs, --watch JOB and --cancel JOB")
-    limit = _bytes_option(max_bytes)
+    limit = None if max_bytes is None else session.bytes_option(max_bytes, "--max-bytes")
     session.checked_paths(named)
     if jobs:
         return _list_jobs(ctx, as_document)
@@ -97,15 +96,6 @@ def prefetch(
             return ExitCode.OK
         style = Style.NONE if dry_run else progress
         return _watch(job, style, as_document, cancels=True)
-
-
-def _bytes_option(text: str | None) -> int | None:
-    from tiercache.errors import ConfigError
-
-    try:
-        return None if text is None else parse_bytes(text)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--max-bytes") from error
 
 
 def _read_paths(source: str | None) -> list[str]:

@@ -90,3 +90,14 @@ def checked_paths(paths: Sequence[str]) -> list[str]:
                 "scheme://bucket/key"
             )
     return list(paths)
+
+
+def bytes_option(text: str, option: str) -> int:
+    """Return the bytes that an option's "10GiB" stands for; anything else is a usage error."""
+    from tiercache.errors import ConfigError
+    from tiercache.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
