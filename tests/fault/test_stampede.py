@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -116,16 +117,16 @@ def assert_asked_once(proxy: FaultyProxy) -> None:
     assert asked_bytes(proxy) == OBJECT_BYTES
 
 
-def start_readers(settings: Settings, expected: Path) -> subprocess.Popen[bytes]:
-    return start_script(
-        READERS,
-        settings,
-        "/m/cold.bin",
-        str(expected),
-        str(PROCESSES),
-        str(STAGGER_S),
-        str(MIB),
-    )
+@contextmanager
+def stampede(settings: Settings, expected: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The readers of the cold object, on their way, beside a namespace that keeps an agent."""
+    with namespace(settings):
+        arguments = ("/m/cold.bin", str(expected), str(PROCESSES), str(STAGGER_S), str(MIB))
+        readers = start_script(READERS, settings, *arguments)
+        try:
+            yield readers
+        finally:
+            end(readers)
 
 
 def statuses_of(readers: subprocess.Popen[bytes]) -> list[int]:
@@ -142,13 +143,9 @@ def test_the_origin_is_asked_for_each_byte_once(
     proxied: tuple[FaultyProxy, Settings, Path],
 ) -> None:
     proxy, settings, expected = proxied
-    with namespace(settings):
-        readers = start_readers(settings, expected)
-        try:
-            assert statuses_of(readers) == [0] * PROCESSES
-            assert_asked_once(proxy)
-        finally:
-            end(readers)
+    with stampede(settings, expected) as readers:
+        assert statuses_of(readers) == [0] * PROCESSES
+        assert_asked_once(proxy)
 
 
 @pytest.mark.slow
@@ -157,17 +154,13 @@ def test_the_process_that_asked_first_is_killed(
     proxied: tuple[FaultyProxy, Settings, Path],
 ) -> None:
     proxy, settings, expected = proxied
-    with namespace(settings):
-        readers = start_readers(settings, expected)
-        try:
-            assert readers.stdout is not None
-            first = int(readers.stdout.readline())
-            wait_for(lambda: proxy.exchanges("GET", "cold.bin"))
-            os.kill(first, signal.SIGKILL)
-            assert statuses_of(readers) == [signal.SIGKILL] + [0] * (PROCESSES - 1)
-            assert_asked_once(proxy)
-        finally:
-            end(readers)
+    with stampede(settings, expected) as readers:
+        assert readers.stdout is not None
+        first = int(readers.stdout.readline())
+        wait_for(lambda: proxy.exchanges("GET", "cold.bin"))
+        os.kill(first, signal.SIGKILL)
+        assert statuses_of(readers) == [signal.SIGKILL] + [0] * (PROCESSES - 1)
+        assert_asked_once(proxy)
 
 
 @pytest.mark.slow
@@ -176,17 +169,13 @@ def test_the_agent_is_killed_in_the_middle(
     proxied: tuple[FaultyProxy, Settings, Path],
 ) -> None:
     proxy, settings, expected = proxied
-    with namespace(settings):
-        readers = start_readers(settings, expected)
-        try:
-            wait_for(lambda: asked_bytes(proxy) > OBJECT_BYTES // 4, timeout_s=30)
-            assert kill_agent(settings.cache.dir)
-            assert statuses_of(readers) == [0] * PROCESSES
-            assert asked_bytes(proxy) <= OBJECT_BYTES + IN_FLIGHT_BYTES
-            log = (Path(settings.cache.dir) / "agent.log").read_text()
-            assert log.count("another agent serves") < 8, "a herd of agents was started"
-        finally:
-            end(readers)
+    with stampede(settings, expected) as readers:
+        wait_for(lambda: asked_bytes(proxy) > OBJECT_BYTES // 4, timeout_s=30)
+        assert kill_agent(settings.cache.dir)
+        assert statuses_of(readers) == [0] * PROCESSES
+        assert asked_bytes(proxy) <= OBJECT_BYTES + IN_FLIGHT_BYTES
+        log = (Path(settings.cache.dir) / "agent.log").read_text()
+        assert log.count("another agent serves") < 8, "a herd of agents was started"
 
 
 def test_a_new_agent_takes_over_within_a_second(tmp_path: Path) -> None:
