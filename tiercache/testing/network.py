@@ -112,8 +112,8 @@ _PROFILES = (
         connection_bytes_per_s=200 * MB,
         total_bytes_per_s=1250 * MB,
         source="Amazon S3 User Guide, S3 Express One Zone: consistent single-digit millisecond "
-        "first bytes, so p99 9 ms; Quickwit's measurement (S3 Express speculations, 2023): about "
-        "5 ms at p90. In all: a 10 Gbit/s card. The rate a connection is our assumption.",
+        "first bytes, read as p99 9 ms; Quickwit (S3 Express speculations, 2023) guesses 5 ms at "
+        "p90. The median of 3 ms is our assumption. In all: a 10 Gbit/s card. The rate a connection is our assumption.",
     ),
     NetworkProfile(
         name="same-region",
@@ -123,8 +123,8 @@ _PROFILES = (
         requests_per_s=5500.0,
         source="Amazon S3 User Guide, performance guidelines and design patterns: 85–90 MB/s a "
         "request, 5,500 GET a second a prefix, first bytes of roughly 100–200 ms, here the tail; "
-        "Quickwit (2023): typically up to 30 ms, 80 ms not rare, 80 MB/s; Durner, Leis and "
-        "Neumann (VLDB 2023) see the same order. In all: a 10 Gbit/s card.",
+        "Quickwit (2023): typically up to 30 ms, 80 ms not rare, 80 MB/s. In all: a 10 Gbit/s "
+        "card.",
     ),
     NetworkProfile(
         name="cross-region",
