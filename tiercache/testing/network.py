@@ -113,7 +113,8 @@ _PROFILES = (
         total_bytes_per_s=1250 * MB,
         source="Amazon S3 User Guide, S3 Express One Zone: consistent single-digit millisecond "
         "first bytes, read as p99 9 ms; Quickwit (S3 Express speculations, 2023) guesses 5 ms at "
-        "p90. The median of 3 ms is our assumption. In all: a 10 Gbit/s card. The rate a connection is our assumption.",
+        "p90. The median of 3 ms is our assumption. In all: a 10 Gbit/s card. "
+        "The rate a connection is our assumption.",
     ),
     NetworkProfile(
         name="same-region",
