@@ -14,7 +14,6 @@ PAGE_SHIFT = 16
 # 64 MiB: the unit of index records. Its bitmap is 128 B and its checksums 4 KiB: one LMDB page
 # run, rewritten a few times while a chunk fills.
 CHUNK_PAGES = 1024
-CHUNK_BYTES = CHUNK_PAGES * PAGE_BYTES
 # Objects up to 1 MiB are packed: a million of 64 KiB then cost 1,000 inodes.
 SMALL_OBJECT_BYTES = 1 << 20
 

@@ -34,6 +34,7 @@ from tiercache.errors import (
     Unsupported,
 )
 from tiercache.model import PAGE_BYTES, Kind
+from tiercache.policy import pages
 from tiercache.ports import ExtentStore, MetadataStore, SharedState
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
@@ -278,7 +279,7 @@ class Engine:
         return len(bad)
 
     def _is_bad(self, record: records.ObjectRecord, page: int) -> bool:
-        length = min(PAGE_BYTES, record.size_bytes - page * PAGE_BYTES)
+        length = pages.page_bytes(page, record.size_bytes)
         if record.packed:
             extent_id, offset = record.extents[0][0], record.pack_offset + page * PAGE_BYTES
             expected = record.crcs[page * 4 : page * 4 + 4]

@@ -95,13 +95,6 @@ class Endpoint:
     def mode(self) -> breaker.Mode:
         return self.state.mode
 
-    @property
-    def retry_at_s(self) -> float:
-        """When an open breaker lets the next probe out (the clock's seconds); 0.0 if closed."""
-        if self.state.mode is breaker.Mode.CLOSED:
-            return 0.0
-        return self.state.opened_s + self.state.open_for_s
-
 
 class Endpoints:
     """The endpoints of one agent, by name. Owned by the event loop."""
