@@ -94,10 +94,7 @@ def _received(pipes: list[Connection]) -> list[Any]:
             raise WorkerFailed("a benchmark worker did not answer")
         for number, pipe in enumerate(pipes):
             if pipe in ready:
-                try:
-                    answers[number] = pipe.recv()
-                except EOFError:
-                    raise RuntimeError("a benchmark worker died; its traceback is above") from None
+                answers[number] = _answer(pipe)
     return [answers[number] for number in range(len(pipes))]
 
 

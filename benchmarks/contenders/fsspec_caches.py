@@ -162,6 +162,7 @@ class CachedReader:
         self._options = options
         self._keep_open = keep_open
         self._local = threading.local()
+        self._opened: list[Any] = []
 
     def read(self, key: str, offset: int, length: int) -> object:
         if self._keep_open:
@@ -180,7 +181,11 @@ class CachedReader:
         if file is None:
             path = f"{self._bucket}/{key}"
             file = files[key] = self._filesystem.open(path, "rb", **self._options)
+            self._opened.append(file)
         return file
 
     def close(self) -> None:
-        return
+        # A block cache notes what it keeps when a file is closed, be it by the collector: late,
+        # that would be in a directory that has been emptied since.
+        for file in self._opened:
+            file.close()
