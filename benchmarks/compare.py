@@ -127,7 +127,7 @@ def _change(
 
 
 def _share(figure: Figure, result: Result) -> Share:
-    bound = findings.bound_of(figure, result.outcome.figures)
+    bound = findings.bound_of(figure, result)
     if bound is None:
         return Share(median=figure.median, share=None, low=None, high=None)
     rounds = findings.speeds(figure, bound)

@@ -54,10 +54,12 @@ def like(figure: Figure, figures: Iterable[Figure], role: Role) -> list[Figure]:
     return [other for other in found if _same_load(figure, other)] or found
 
 
-def bound_of(figure: Figure, figures: Iterable[Figure]) -> Figure | None:
-    """Return the bound of a figure: of those that fit, the first that the measure names."""
-    found = like(figure, figures, "bound")
-    return found[0] if found else None
+def bound_of(figure: Figure, result: Result) -> Figure | None:
+    """Return the bound of a figure: the best of those that fit. A rival may be it, where the
+    workload says so; it is a rival all the same."""
+    figures = result.outcome.figures
+    named = [one for one in figures if contender(one.name) in result.bound_by]
+    return fastest(like(figure, figures, "bound") or like(figure, named, "rival"))
 
 
 def ratio(one: Figure, other: Figure) -> float:
@@ -168,7 +170,7 @@ def distances(result: Result) -> list[Distance]:
             groups.setdefault(key, []).append(figure)
     found = []
     for ours in groups.values():
-        bound = bound_of(ours[0], result.outcome.figures)
+        bound = bound_of(ours[0], result)
         if bound is None:
             continue
         rivals = like(ours[0], result.outcome.figures, "rival")

@@ -143,6 +143,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bars: tuple[Bar, ...]
     why: str = ""
     bound: str = ""
+    bound_by: tuple[str, ...] = ()
     state: str = ""
     network: str = ""
     took_s: float = 0.0

@@ -172,7 +172,7 @@ def _name(figure: Figure, styles: dict[str, plots.Look]) -> Html:
 
 
 def _speeds(figure: Figure, result: Result) -> list[Html]:
-    bound = findings.bound_of(figure, result.outcome.figures)
+    bound = findings.bound_of(figure, result)
     return [
         tag("td", figure.role),
         _count(figure.threads, [one.threads for one in result.outcome.figures]),

@@ -74,7 +74,7 @@ def measured(bar: Bar, result: Result) -> str:
 
 def bound(bar: Bar, result: Result) -> str:
     about = findings.subject(bar, result)
-    return _other(about and findings.bound_of(about, result.outcome.figures))
+    return _other(about and findings.bound_of(about, result))
 
 
 def rival(bar: Bar, result: Result) -> str:
@@ -124,7 +124,7 @@ def contenders(result: Result) -> str:
 
 
 def by_bound(figure: Figure, result: Result) -> str:
-    other = findings.bound_of(figure, result.outcome.figures)
+    other = findings.bound_of(figure, result)
     return "" if other is None else number(findings.ratio(figure, other))
 
 
@@ -279,9 +279,7 @@ def proxy(report: Report) -> str:
     """Return what the shaping proxy cost in this run; empty where none was used."""
     if report.proxy_cost is None:
         return ""
-    return (
-        f"Where a network is named, a proxy stands in between. Its own cost: {report.proxy_cost}."
-    )
+    return f"Where a network is named, a proxy stands in between. Its own cost: {cost}."
 
 
 def markdown(report: Report, images: dict[str, str] | None = None) -> str:

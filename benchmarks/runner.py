@@ -48,6 +48,7 @@ def measured(lab: Lab, workload: Workload) -> Result:
         bars=judged(workload.bar, outcome),
         why=workload.why,
         bound=workload.bound,
+        bound_by=workload.bound_by,
         state=workload.state,
         network=workload.network,
         took_s=time.monotonic() - started,

@@ -100,6 +100,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     order: int = 500  # the place in the report
     why: str = ""
     bound: str = ""  # what the machine allows, in words, as expected before the run
+    bound_by: tuple[str, ...] = ()  # rivals that are the bound here, where no figure is it by role
     state: State = "hot"
     network: str = ""  # a profile of tiercache.testing.network; empty: no proxy in between
     dataset: Dataset = Dataset()

@@ -33,8 +33,22 @@ def test_a_figure_is_compared_with_those_of_its_work_and_load() -> None:
         figure("read × 8", "ours", 30.0, threads=8),
         figure("rate", "ours", 5.0, unit="MB/s", higher_is_better=True),
     )
-    bounds = [findings.bound_of(one, figures) for one in figures[3:]]
+    one = result("x", *figures)
+    bounds = [findings.bound_of(figure, one) for figure in figures[3:]]
     assert [one and one.name for one in bounds] == ["preadv", "pread × 4", "pread", None]
+
+
+def test_the_bound_is_the_best_of_several_and_may_be_a_rival_where_the_workload_says_so() -> None:
+    ours = figure("ours × 4", "ours", 10.0, threads=4)
+    fetched = [figure("LRU", "bound", 9.0), figure("optimum", "bound", 5.0)]
+    bound = findings.bound_of(ours, result("x", ours, *fetched))
+    assert bound is not None and bound.name == "optimum"
+    straight = figure("straight × 4", "rival", 8.0, threads=4)
+    cold = result("x", ours, straight, figure("other × 4", "rival", 7.0, threads=4))
+    assert findings.bound_of(ours, cold) is None
+    cold = msgspec.structs.replace(cold, bound_by=("straight",))
+    assert findings.bound_of(ours, cold) == straight
+    assert [beat.rival.name for beat in findings.beats([cold])] == ["other × 4", "straight × 4"]
 
 
 def test_speed_is_above_one_for_the_faster_whatever_the_unit() -> None:
