@@ -279,6 +279,7 @@ def proxy(report: Report) -> str:
     """Return what the shaping proxy cost in this run; empty where none was used."""
     if report.proxy_cost is None:
         return ""
+    cost = str(report.proxy_cost).removeprefix("proxy: ")
     return f"Where a network is named, a proxy stands in between. Its own cost: {cost}."
 
 

@@ -16,6 +16,7 @@ from benchmarks.results import Failed
 from benchmarks.texts import dollars, number
 from tests.benchmarks.synthetic import figure, outage, random_reads, result, whole
 from tests.benchmarks.synthetic import report as report_of
+from tiercache.testing.proxy_cost import ProxyCost
 
 VOID = {"meta", "br", "img", "path", "use", "rect"}
 
@@ -156,6 +157,20 @@ def test_missing_rivals_failures_and_interruption_are_told() -> None:
     text = report.markdown(broken)
     assert "y failed and is not in this report: `OSError: no`" in text
     assert "interrupted" in text
+
+
+def test_the_proxy_s_own_cost_is_told() -> None:
+    cost = ProxyCost(
+        added_s=1.5e-4,
+        added_cpu_s=1e-4,
+        cpu_s_per_gb=0.5,
+        max_bytes_per_s=7e8,
+        straight_bytes_per_s=1.3e9,
+    )
+    with_proxy = msgspec.structs.replace(whole(), proxy_cost=cost)
+    told = "Its own cost: +150 µs a request of 64 KiB (100 µs of CPU)"
+    assert told in report.markdown(with_proxy) and told in page.page(with_proxy, {})
+    assert "Its own cost" not in report.markdown(whole())
 
 
 def test_costs_are_told_per_million_operations_and_by_process() -> None:
