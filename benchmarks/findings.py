@@ -144,7 +144,8 @@ def _beats_in(result: Result) -> Iterable[Beat]:
             }
     for ours, rival in pairs.values():
         factor = speed(rival, ours)
-        if factor > 1.0:
+        # Of few noisy rounds, the medians may say the opposite of their ratios: no finding then.
+        if factor > 1.0 and fastest([ours, rival]) is rival:
             yield Beat(result, ours, rival, factor)
 
 

@@ -243,13 +243,16 @@ def _draw_bound(plot: Plot, styles: dict[str, Look]) -> Canvas:
         for figure, other in row.rivals:
             look = styles[contender(figure.name)]
             axes.plot(
-                other, place, look.marker, color=look.colour, markersize=4.5,
+                other, place, look.marker, color=look.colour, markersize=4.5, zorder=3,
                 label=contender(figure.name), linestyle="none",
             )  # fmt: skip
     axes.axvline(1.0, color=BOUNDS[0], linewidth=1.6, linestyle="--", label="the bound")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
     axes.margins(x=0.1)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    # Within less than a decade, the places between its ends are all there is to read.
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high < 10 * low else "")
     axes.set_yticks(range(len(rows)), [_row_name(row.result, row.ours[0][0]) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")

@@ -76,6 +76,13 @@ def test_a_rival_that_beats_the_best_of_ours_is_found_and_the_clearest_comes_fir
     assert found == [("two", "ours", "rival", False), ("one", "ours, better", "rival", True)]
 
 
+def test_where_medians_and_ratios_disagree_nobody_beats_anybody() -> None:
+    ours = figure("ours", "ours", 68.0, 108.0, unit="reads/s", higher_is_better=True)
+    rival = figure("rival", "rival", 109.0, 57.0, unit="reads/s", higher_is_better=True)
+    assert findings.speed(rival, ours) > 1.0 > rival.median / ours.median
+    assert findings.beats([result("x", ours, rival)]) == []
+
+
 def test_a_rival_that_a_bar_names_counts_against_that_figure_too() -> None:
     bar = Bar(text="x", figure=1.1, limit=1.0, ours="slow", against=("rival",))
     one = result(
