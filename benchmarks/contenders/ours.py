@@ -85,9 +85,13 @@ class _Cache:
             self.namespace.read(path, offset, min(HALF_READ_BYTES, half - offset))
 
     def _prefetch(self, keys: Sequence[str]) -> None:
+        from tiercache.model import JobState
+
         for first in range(0, len(keys), PREFETCH_NAMES):
             names = [f"{self.mount}/{key}" for key in keys[first : first + PREFETCH_NAMES]]
-            self.namespace.prefetch(names, background=False).wait()
+            done = self.namespace.prefetch(names, background=False).wait()
+            if done.failed or done.state is not JobState.DONE:
+                raise RuntimeError(f"prefetch: {done.failed} failed: {done.errors} {done.message}")
 
     def close(self) -> None:
         from benchmarks.lab import stop_agent
