@@ -33,7 +33,7 @@ def reads(lab: Lab, workload: Workload) -> Outcome:
     missing: list[Missing] = []
     tiers: dict[str, int] = {}
     with lab.network(workload.network) as proxy, contextlib.ExitStack() as stack:
-        contenders = list(_contenders(lab, workload, proxy, stack, missing))
+        contenders = list(made(lab, workload, proxy, stack, missing))
         for threads, processes in points(workload):
             point = _Point(
                 lab=lab,
@@ -74,24 +74,25 @@ def figure_name(workload: Workload, name: str, threads: int, processes: int) -> 
     return f"{name} × {threads * processes}" if len(points(workload)) > 1 else name
 
 
-def _contenders(
+def made(
     lab: Lab,
     workload: Workload,
     proxy: ProxyProcess | None,
     stack: contextlib.ExitStack,
     missing: list[Missing],
 ) -> Iterator[Contender]:
-    """Make those that can run; the stack closes them, even where a later one fails."""
+    """Make the contenders that can run; the stack closes them, even where a later one fails.
+    Raises ValueError for a name that is none."""
     for name in workload.contenders:
         if name not in CONTENDERS:
             raise ValueError(f"no contender {name!r}; there are {', '.join(sorted(CONTENDERS))}")
-        made = CONTENDERS[name](lab, "" if proxy is None else proxy.url)
-        stack.callback(made.close)
-        why = made.why_missing() or made.why_not(workload)
+        one = CONTENDERS[name](lab, "" if proxy is None else proxy.url)
+        stack.callback(one.close)
+        why = one.why_missing() or one.why_not(workload)
         if why:
             missing.append(Missing(name=name, why=why))
         else:
-            yield made
+            yield one
 
 
 @dataclass(slots=True, kw_only=True)
