@@ -242,7 +242,7 @@ async def test_an_answer_keeps_the_breaker_closed(bench: Bench) -> None:
     bench.proxy.inject(Fault(respond_status=503))
     with pytest.raises(Throttled):
         await origin.head("k")
-    assert endpoint.state.mode is Mode.CLOSED
+    assert endpoint.mode is Mode.CLOSED
 
 
 async def test_put_whose_answer_was_lost_is_settled(bench: Bench) -> None:
