@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from multiprocessing.context import ForkContext, SpawnContext
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from benchmarks import patterns, sampler
 from benchmarks import processes as kernel
@@ -53,10 +54,21 @@ class _Failure(NamedTuple):
     said: str
 
 
-def together(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run ``work(barrier, *arguments)`` in one spawned process for each, and return what they
-    returned. All pass the barrier at once. Raises WorkerFailed; none is left running."""
-    context = multiprocessing.get_context("spawn")
+def together(
+    work: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    method: Literal["spawn", "fork"] = "spawn",
+    timeout_s: float = WORKER_TIMEOUT_S,
+) -> list[Any]:
+    """Run ``work(barrier, *arguments)`` in one new process for each, and return what they
+    returned. All pass the barrier at once. Raises WorkerFailed; none is left running. A process
+    that forks must have no threads."""
+    context: ForkContext | SpawnContext = (
+        multiprocessing.get_context("fork")
+        if method == "fork"
+        else multiprocessing.get_context("spawn")
+    )
     barrier = context.Barrier(len(arguments))
     pipes, processes = [], []
     try:
@@ -69,7 +81,7 @@ def together(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> 
             theirs.close()
             pipes.append(mine)
             processes.append(process)
-        answers = _received(pipes)
+        answers = _received(pipes, timeout_s)
         for process in processes:
             process.join(timeout=5)
         return answers
@@ -82,16 +94,17 @@ def together(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> 
             pipe.close()
 
 
-def _received(pipes: list[Connection]) -> list[Any]:
+def _received(pipes: list[Connection], timeout_s: float) -> list[Any]:
     """Return one answer of each. The first that dies ends the wait: the others would stand at the
     barrier for ever."""
-    deadline = time.monotonic() + WORKER_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     answers: dict[int, Any] = {}
     while len(answers) < len(pipes):
         waiting = [pipe for number, pipe in enumerate(pipes) if number not in answers]
         ready = multiprocessing.connection.wait(waiting, deadline - time.monotonic())
         if not ready:
-            raise WorkerFailed("a benchmark worker did not answer")
+            left = len(pipes) - len(answers)
+            raise WorkerFailed(f"{left} of {len(pipes)} workers had no answer in {timeout_s:g} s")
         for number, pipe in enumerate(pipes):
             if pipe in ready:
                 answers[number] = _answer(pipe)
@@ -262,6 +275,7 @@ def _reading(barrier: Any, task: Task, reader: Reader, plans: Sequence[Sequence[
     failed: list[BaseException] = []
     ready = threading.Barrier(task.threads + 1)
     go = threading.Event()
+    threading.excepthook = lambda _: None  # the first is told below, sixty-four would be noise
 
     def walk(thread: int) -> None:
         for key, offset, length in _warming(task, plans[thread]):

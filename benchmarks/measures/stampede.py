@@ -26,6 +26,7 @@ UNIT = "s until the last has all"
 NUMBER = "origin bytes ÷ the object's"
 # What is left when the object is on the node before anyone asks for it.
 BOUND = "os.pread"
+EACH_FETCHES = ("s3fs", "fsspec filecache")
 # Imported once, before the forks: sixty-four interpreters that import the same would be measured
 # instead. None of them starts a thread by that.
 MODULES = {
@@ -73,14 +74,14 @@ class Stampede:
 @measure("stampede")
 def stampede(lab: Lab, workload: Workload) -> Outcome:
     """Forked processes read one object whole, staggered, and check every byte of it. Rivals that
-    ask the origin in each process run in fewer of them, as ``rival_processes`` says."""
+    fetch it in each process run in fewer of them, as ``processes_each_fetching`` says."""
     (found,) = lab.objects(workload.dataset)
     (warm,) = lab.objects(WARM_UP)
     ((_, data),) = datasets.made(workload.dataset, seed=lab.seed)
     right = crc32c.crc32c(data)
     del data
     (many,) = workload.load.processes
-    fewer = min(many, workload.option("rival_processes", many))
+    fewer = min(many, workload.option("processes_each_fetching", many))
     missing: list[Missing] = []
     figures: list[Figure] = []
     notes: list[str] = ["every process compares the CRC32C of all that it has read"]
@@ -92,7 +93,7 @@ def stampede(lab: Lab, workload: Workload) -> Outcome:
                 found=found,
                 warm=warm,
                 block_bytes=workload.access.block_bytes,
-                processes=fewer if one.role == "rival" else many,
+                processes=fewer if one.name in EACH_FETCHES else many,
                 stagger_s=float(workload.options.get("stagger_s", 1.0)),
             )
             done = _measured(lab, workload, trainer, one, plan, right)
@@ -115,7 +116,7 @@ def stampede(lab: Lab, workload: Workload) -> Outcome:
             "object_bytes": found.length,
             "read_bytes": workload.access.block_bytes,
             "processes": many,
-            "processes_of_rivals": fewer,
+            "processes_where_each_fetches": fewer,
         },
         notes=tuple(notes),
     )
@@ -126,7 +127,9 @@ def _measured(
 ) -> Stampede:
     done = Stampede()
     sampler = lab.sampler(namespace=one.namespace, processes=one.processes)()
-    limit_s = float(workload.options.get("limit_s", workers.WORKER_TIMEOUT_S))
+    limit_s = workers.WORKER_TIMEOUT_S
+    if one.role == "rival":
+        limit_s = float(workload.options.get("rival_limit_s", limit_s))
     for _ in range(workload.load.rounds):
         if one.role == "bound":
             one.prepare([plan.found, plan.warm], "hot")
@@ -139,6 +142,7 @@ def _measured(
         sampler.begin()
         answer = trainer.run(all_read, one.recipe(), MODULES.get(one.name, ()), plan, limit_s)
         readings = cast("Sequence[Reading] | str", answer)
+        done.ratios.append((lab.server.traffic().bytes_sent - before) / plan.found.length)
         if isinstance(readings, str):
             done.failed.append(readings)
             break
@@ -153,7 +157,6 @@ def _measured(
             )
         )
         done.seconds.append(seconds)
-        done.ratios.append((lab.server.traffic().bytes_sent - before) / plan.found.length)
         done.failed.extend(r.failed for r in readings if r.failed)
         done.wrong += sum(
             not r.failed and (r.length, r.checksum) != (plan.found.length, right) for r in readings
@@ -164,12 +167,12 @@ def _measured(
 
 def _wrong(done: Stampede, plan: Plan) -> str:
     """Return what went wrong, in words; empty where all came right."""
-    if not done.wrong and not done.failed:
-        return ""
-    told = [f"{done.wrong} of {plan.processes} processes read other bytes than the object's"]
+    told = []
+    if done.wrong:
+        told.append(f"{done.wrong} of {plan.processes} processes read other bytes")
     if done.failed:
-        told.append(f"{len(done.failed)} failed, the first with: {done.failed[0]}")
-    if done.ratios:
+        told.append(f"{len(done.failed)} × failed: {done.failed[0]}")
+    if told:
         told.append(f"the origin was asked for {max(done.ratios):.2f} × the object")
     return "; ".join(told)
 
