@@ -19,6 +19,9 @@ WIRE_VERSION = 1
 # The largest honest frame carries one read-through run (8 MiB) or one write part with its header.
 MAX_FRAME_BYTES = 12 << 20
 MAX_SPAN_BYTES = 8 << 20
+# A random read of so much at most gets its bytes with the answer to its miss: carrying 64 KiB costs
+# ~20 µs, waiting for the index to be durable and reading there some 1,000.
+MAX_INLINE_BYTES = 256 * 1024
 HEADER = struct.Struct("<IB")
 
 
@@ -44,12 +47,17 @@ class Lookup(Request, frozen=True, array_like=True, tag=2):
 
 
 class Fill(Request, frozen=True, array_like=True, tag=3):
-    """Make ``spans`` ((offset, length) in bytes) of this version present, then begin ``ahead``."""
+    """Make ``spans`` ((offset, length) in bytes) of this version present, then begin ``ahead``.
+
+    With ``inline`` the answer may bring the bytes of the only span; they are present too, but the
+    index may tell so only a moment later.
+    """
 
     path: str
     token: str
     spans: tuple[tuple[int, int], ...]
     ahead: tuple[int, int] = (0, 0)
+    inline: bool = False
 
 
 class FillMany(Request, frozen=True, array_like=True, tag=4):
@@ -118,6 +126,8 @@ class Invalidate(Request, frozen=True, array_like=True, tag=15):
 
 
 class Prefetch(Request, frozen=True, array_like=True, tag=16):
+    """``ordered``: the paths are objects in the order in which they will be read, with repeats."""
+
     paths: tuple[str, ...]
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -126,6 +136,7 @@ class Prefetch(Request, frozen=True, array_like=True, tag=16):
     max_bytes: int | None = None
     concurrency: int = 64
     background: bool = True
+    ordered: bool = False
 
 
 class JobQuery(Request, frozen=True, array_like=True, tag=17):
@@ -238,7 +249,7 @@ class Found(Response, frozen=True, array_like=True, tag=103):
 
 class Filled(Response, frozen=True, array_like=True, tag=104):
     """One element: None when all spans are in the cache now, else the bytes of the first span
-    (read-through)."""
+    (read-through, or asked for ``inline``)."""
 
     data: tuple[bytes | None, ...]
 

@@ -19,6 +19,7 @@ from tiercache.agent.pins import Pins
 from tiercache.agent.space import ExtentState, Space
 from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
+from tiercache.policy.eviction import WORTH_KEEPING
 from tiercache.ports import ExtentStore
 from tiercache.records import ObjectRecord
 
@@ -57,6 +58,7 @@ class Contents:
         pins: Pins,
         packs: PackWriter,
         pinned_packs: PackWriter,
+        kept_packs: PackWriter,
     ) -> None:
         self._index = index
         self._space = space
@@ -65,6 +67,7 @@ class Contents:
         self._pins = pins
         self._packs = packs
         self._pinned_packs = pinned_packs
+        self._kept_packs = kept_packs
         space.drop_contents = self.drop_extent
 
     # -- layout -----------------------------------------------------------------------------
@@ -127,6 +130,31 @@ class Contents:
         if record is None or record.kind is not Kind.FILE:
             return False
         return record.size_bytes == 0 or self.cached_bytes(record) == record.size_bytes
+
+    def read(self, record: ObjectRecord, offset: int, length: int) -> bytes | None:
+        """Return bytes of the object, a few pages of one extent at most, each held against its
+        checksum; None where they are not all there, or not as they should be."""
+        first, end = pages.page_span(offset, length)
+        start, stop = first * PAGE_BYTES, min(end * PAGE_BYTES, record.size_bytes)
+        if record.packed:
+            extent_id, base = record.extents[0][0], record.pack_offset
+            expected = record.crcs[first * 4 : end * 4]
+        elif record.data_id and start // record.extent_bytes == (stop - 1) // record.extent_bytes:
+            number = start // record.extent_bytes
+            extent_id, base = record.extents[number][0], -number * record.extent_bytes
+            if not all(self._chunks.has(record.data_id, page) for page in range(first, end)):
+                return None
+            crcs = (self._chunks.crc(record.data_id, page) for page in range(first, end))
+            expected = b"".join(crcs)
+        else:
+            return None
+        try:
+            data = self._extents.read(extent_id, base + start, stop - start)
+        except OSError:
+            return None
+        if checksums(memoryview(data)) != expected:
+            return None
+        return data if len(data) == length else data[offset - start : offset - start + length]
 
     async def make_single(self, digest: bytes, record: ObjectRecord) -> ObjectRecord | None:
         """Lay a wholly cached object out as one file of its own, with exactly its bytes.
@@ -281,7 +309,7 @@ class Contents:
 
     async def _empty_pack(self, state: ExtentState) -> bool:
         members = self.members(state)
-        wanted = [m for m in members if self._is_wanted(state, m.record)]
+        wanted = self._wanted(state, members)
         self._space.clear_visited(state)
         wanted_bytes = sum(m.record.size_bytes for m in wanted)
         if wanted_bytes > WORTH_COPYING * state.length_bytes:
@@ -296,10 +324,26 @@ class Contents:
         self._index.delete_prefix(records.member_prefix(state.id))
         return True
 
-    def _is_wanted(self, state: ExtentState, record: ObjectRecord) -> bool:
-        if self._pins.covers(record.origin, record.key):
-            return True
-        return self._space.visited_in(state, record.pack_offset)
+    def _wanted(self, state: ExtentState, members: list[Member]) -> list[Member]:
+        """Return the objects of a pack about to go that are to be copied forward: what is pinned,
+        what was read since it was looked at, and what is announced to be read soon."""
+        orders = self._space.orders
+        announced = [m for m in members if orders.distance(m.digest) is not None] if orders else []
+        if len(announced) > WORTH_KEEPING * len(members):
+            announced = [m for m in announced if orders.is_near(m.digest)]
+            if len(announced) > WORTH_COPYING * len(members):
+                announced = []  # they go: there is nothing else
+        kept = {m.digest for m in announced}
+
+        def is_wanted(member: Member) -> bool:
+            record = member.record
+            if member.digest in kept or self._pins.covers(record.origin, record.key):
+                return True
+            if orders and orders.distance(member.digest) is not None:
+                return False
+            return self._space.visited_in(state, record.pack_offset)
+
+        return [member for member in members if is_wanted(member)]
 
     async def _copy_forward(self, state: ExtentState, member: Member) -> None:
         """Append the object to an open pack. Bytes that fail their checksum, or that the device
@@ -322,9 +366,9 @@ class Contents:
                 msgspec.structs.replace(record, extents=((target.id, slot),), pack_offset=offset),
             )
 
-        await self.packs_for(record).append(
-            data, digest=member.digest, commit=commit, use_headroom=True
-        )
+        pinned = self._pins.covers(record.origin, record.key)
+        packs = self._pinned_packs if pinned else self._kept_packs
+        await packs.append(data, digest=member.digest, commit=commit, use_headroom=True)
 
     def refresh_pins(self) -> None:
         """Bring the ``pinned`` mark of all extents up to the pins."""

@@ -187,7 +187,14 @@ class Engine:
         try:
             waits = self.filler.begin(target, request.spans)  # what is waited for goes first
             self._read_ahead(target, request.ahead)
-            await self.filler.finish(waits)
+            inline = request.inline and request.spans[0][1] <= wire.MAX_INLINE_BYTES
+            await self.filler.finish(waits, durable=not inline)
+            if not inline:
+                return wire.Filled((None,))
+            data = await self.filler.read_present(target, request.spans[0], waits)
+            if data is not None:
+                return wire.Filled((data,))
+            await self.filler.finish(set())
             return wire.Filled((None,))
         except NotCached:
             pass

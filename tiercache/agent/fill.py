@@ -13,9 +13,11 @@ import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 
+from tiercache import wire
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
 from tiercache.agent.plane import Plane
@@ -34,6 +36,10 @@ PIECE_BYTES = 256 * 1024
 # Fills that no reader waits for are committed together: a commit costs ~0.5 ms of processor, as
 # much as fetching a small object. A crash loses at most this much of a prefetch.
 COMMIT_DELAY_S = 0.1
+
+T = TypeVar("T")
+# A small run as it came: (offset in the object, bytes).
+Fetched = tuple[int, Buffer] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +66,14 @@ class Filler:
         self._memory = plane.memory
         self._device = plane.device
         self._executor = plane.executor
-        self._pages: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._objects: dict[tuple[bytes, str], asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pages: dict[tuple[int, int], asyncio.Task[Fetched]] = {}
+        self._objects: dict[tuple[bytes, str], asyncio.Task[Fetched]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._committer: asyncio.Task[None] | None = None
         # Set by the engine: called when an origin says that the version has changed.
         self.version_changed: Callable[[Target], Coroutine[None, None, None]]
+        # Set by whoever follows readers: called with the name of each object that a read missed.
+        self.missed: Callable[[bytes], None] = _nobody
         # Bytes by mount
         self.filled: dict[str, int] = {}
         self.read_through_total: dict[str, int] = {}
@@ -82,17 +90,18 @@ class Filler:
     # -- demand -----------------------------------------------------------------------------
 
     async def ensure(
-        self, target: Target, spans: Iterable[tuple[int, int]], *, durable: bool = True
+        self, target: Target, spans: Iterable[tuple[int, int]], *, is_read: bool = True
     ) -> None:
-        """Make all bytes of ``spans`` ((offset, length)) present and, if ``durable``, visible to
-        clients and safe in the index; else that happens within COMMIT_DELAY_S.
+        """Make all bytes of ``spans`` ((offset, length)) present and, if a reader waits for them
+        (``is_read``), visible to clients and safe in the index; else that happens within
+        COMMIT_DELAY_S.
 
         Raises NotCached where the device has no room or fails, StaleHandle where the version is
         gone, and the origin's errors.
         """
-        await self.finish(self.begin(target, spans), durable=durable)
+        await self.finish(self.begin(target, spans, is_read=is_read), durable=is_read)
 
-    async def finish(self, waits: set[asyncio.Task[None]], *, durable: bool = True) -> None:
+    async def finish(self, waits: set[asyncio.Task[Fetched]], *, durable: bool = True) -> None:
         """Wait for what ``begin`` started. Raises as ``ensure``."""
         if len(waits) > 1:
             await asyncio.wait(waits)
@@ -106,8 +115,12 @@ class Filler:
         if durable and not self._index.is_durable:
             await self._device.durable(self._index.flush())
 
-    def begin(self, target: Target, spans: Iterable[tuple[int, int]]) -> set[asyncio.Task[None]]:
+    def begin(
+        self, target: Target, spans: Iterable[tuple[int, int]], *, is_read: bool = True
+    ) -> set[asyncio.Task[Fetched]]:
         """Start what is missing and return the tasks to wait for; read-ahead ignores them."""
+        if is_read:
+            self.missed(target.digest)
         if not self._device.usable:
             raise NotCached("the cache device is not usable")
         record = self.record_of(target)
@@ -118,7 +131,7 @@ class Filler:
             whole = record.packed or self._contents.is_whole(record)
             return set() if whole else {self.begin_small(target)}
         record = self._contents.lay_out(target.digest, record)
-        waits: set[asyncio.Task[None]] = set()
+        waits: set[asyncio.Task[Fetched]] = set()
         for offset, length in spans:
             end = min(offset + length, record.size_bytes)
             if offset < end:
@@ -131,7 +144,7 @@ class Filler:
         target: Target,
         record: ObjectRecord,
         span: tuple[int, int],
-        waits: set[asyncio.Task[None]],
+        waits: set[asyncio.Task[Fetched]],
     ) -> None:
         data_id = record.data_id
 
@@ -156,13 +169,13 @@ class Filler:
         for page in range(*run):
             self._pages.pop((data_id, page), None)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         # Retrieved: read-ahead has nobody else who would.
         error = None if task.cancelled() else task.exception()
@@ -182,12 +195,14 @@ class Filler:
 
     # -- large objects ----------------------------------------------------------------------
 
-    async def _fill_run(self, target: Target, record: ObjectRecord, run: tuple[int, int]) -> None:
+    async def _fill_run(
+        self, target: Target, record: ObjectRecord, run: tuple[int, int]
+    ) -> Fetched:
         first, end = run
         start = first * PAGE_BYTES
         stop = min(end * PAGE_BYTES, record.size_bytes)
         if self.record_of(target).data_id != record.data_id:
-            return  # evicted since it was asked for: who still wants it asks again
+            return None  # evicted since it was asked for: who still wants it asks again
         state = self._extent(target, first * PAGE_BYTES // record.extent_bytes)
         state.busy += 1
         reserved = 0
@@ -200,12 +215,13 @@ class Filler:
             # Replaced or evicted meanwhile: its pages must not come back, or they would be taken
             # for present in the next extent of this place, which has never seen them.
             if crcs is None or not self._is_place_of(state, self.record_of(target), first):
-                return
+                return None
             self._chunks.mark(state.data_id, first, crcs)
             self._space.settle(state, reserved)
             reserved = 0
             _count(self.filled, target.mount, stop - start)
             self._commit_soon()
+            return _kept(start, data)
         finally:
             state.busy -= 1
             if reserved:
@@ -266,7 +282,7 @@ class Filler:
 
     # -- small objects ----------------------------------------------------------------------
 
-    def begin_small(self, target: Target) -> asyncio.Task[None]:
+    def begin_small(self, target: Target) -> asyncio.Task[Fetched]:
         """Fetch a small object whole into a pack, once for all who ask."""
         key = (target.digest, target.token)
         task = self._objects.get(key)
@@ -276,7 +292,7 @@ class Filler:
             task.add_done_callback(lambda _: self._objects.pop(key, None))
         return task
 
-    async def _fill_small(self, target: Target) -> None:
+    async def _fill_small(self, target: Target) -> Fetched:
         record = self.record_of(target)
         held = record.size_bytes
         await self._memory.acquire(held)
@@ -294,6 +310,7 @@ class Filler:
             self._memory.release(held)
         _count(self.filled, target.mount, record.size_bytes)
         self._commit_soon()
+        return _kept(0, fetched.data)
 
     async def store_small(self, digest: bytes, record: ObjectRecord, data: Buffer) -> None:
         """Append to a pack and put the record; the caller flushes. Raises NotCached."""
@@ -325,10 +342,24 @@ class Filler:
         except OSError as error:
             raise self._device.refused(error) from error
 
-    # -- read-through -----------------------------------------------------------------------
+    # -- answering with bytes ---------------------------------------------------------------
+
+    async def read_present(
+        self, target: Target, span: tuple[int, int], waits: set[asyncio.Task[Fetched]]
+    ) -> bytes | None:
+        """Return bytes (offset, length) that were waited for, as they came or from the cache;
+        None where they are not all there."""
+        offset, length = span
+        await self._memory.hold_until_answered(length)
+        for task in waits:
+            start, data = task.result() or (0, b"")
+            if start <= offset and offset + length <= start + memoryview(data).nbytes:
+                return bytes(memoryview(data)[offset - start : offset - start + length])
+        return self._contents.read(self.record_of(target), offset, length)
 
     async def read_through(self, target: Target, offset: int, length: int) -> bytes:
         """Return bytes straight from the origin, of this version, without caching them."""
+        self.missed(target.digest)
         record = self.record_of(target)
         stop = min(offset + length, record.size_bytes)
         if stop <= offset:
@@ -344,6 +375,15 @@ class Filler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _nobody(_: bytes) -> None:
+    """Nobody follows readers."""
+
+
+def _kept(start: int, data: Buffer) -> Fetched:
+    """Return what a task keeps for those who wait for it and want the bytes with the answer."""
+    return (start, data) if memoryview(data).nbytes <= wire.MAX_INLINE_BYTES else None
 
 
 def _count(totals: dict[str, int], mount: str, count: int) -> None:

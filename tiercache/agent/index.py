@@ -34,6 +34,7 @@ class Index:
         self._waiting: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._objects: dict[bytes, ObjectRecord] = {}
+        self._size_bytes = store.size_bytes()
         self.commits = 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -120,7 +121,8 @@ class Index:
             self.put(key, None)
 
     def size_bytes(self) -> int:
-        return self._store.size_bytes()
+        """Return what the store occupied after the last commit: nothing else makes it grow."""
+        return self._size_bytes
 
     @property
     def is_durable(self) -> bool:
@@ -150,6 +152,7 @@ class Index:
                     continue
                 try:
                     await loop.run_in_executor(self._executor, self._store.commit, self._committing)
+                    self._size_bytes = self._store.size_bytes()
                 except Exception as error:  # any failure belongs to the waiters, who count it
                     self._pending = self._committing | self._pending
                     self._committing = {}

@@ -341,7 +341,7 @@ class Reader:
                 return entry, data
         if end - start <= wire.MAX_SPAN_BYTES:
             for _ in range(ROUNDS):
-                entry, inline = self._make_readable(entry, start, end)
+                entry, inline = self._make_readable(entry, start, end, inline=True)
                 if inline is not None:
                     return entry, inline
                 data = copy(entry, start, end, self._visited)
@@ -415,7 +415,7 @@ class Reader:
         done, rounds = start, 0
         while done < end:
             stop = min(end, done + wire.MAX_SPAN_BYTES)
-            entry, inline = self._make_readable(entry, done, stop, wanted=end)
+            entry, inline = self._make_readable(entry, done, stop, wanted=end, inline=True)
             part = buffer[done - start : stop - start]
             if inline is None and rounds == ROUNDS:
                 inline = self._read_through(entry, done, stop)
@@ -428,12 +428,15 @@ class Reader:
         return entry, end - start
 
     def _make_readable(
-        self, entry: Entry, start: int, end: int, *, wanted: int = 0
+        self, entry: Entry, start: int, end: int, *, wanted: int = 0, inline: bool = False
     ) -> tuple[Entry, bytes | None]:
         """See that bytes [start, end), 8 MiB at most or hot, are present and verified. Returns
-        the entry to use, and the bytes themselves where they could only be read through."""
+        the entry to use, and the bytes themselves where they could only be read through, or,
+        with ``inline``, where they came with the answer."""
         # Planned once a read: a second look at the same place would end the sequence.
         ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
+        # What follows a sequential read is best found in the index, by this reader and others.
+        inline = inline and end - start <= wire.MAX_INLINE_BYTES and not entry.ahead.is_sequential
         if wanted > end and not ahead[1]:
             ahead = (end, min(wanted - end, MAX_WINDOW_BYTES))
         is_hit, asked = True, b""
@@ -449,7 +452,8 @@ class Reader:
                 self._verifier.report(entry, missing)
             asked = entry.raw
             spans = spans_of(missing, start, end)
-            fill = wire.Fill(entry.path, entry.record.token, spans, ahead)
+            whole = spans == ((start, end - start),)
+            fill = wire.Fill(entry.path, entry.record.token, spans, ahead, inline and whole)
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
                 return entry, self._assemble(entry, (start, end), spans, answer.data)

@@ -24,6 +24,11 @@ class ReadAhead:
         self._ahead_end = 0  # everything before this was asked for already
         self._window = 0
 
+    @property
+    def is_sequential(self) -> bool:
+        """Whether a window is open: the last read continued the one before."""
+        return self._window > 0
+
     def plan(self, offset: int, length: int, size_bytes: int) -> tuple[int, int]:
         """Note a read and return (start, length) of bytes to begin fetching, (0, 0) for none.
 
