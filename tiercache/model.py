@@ -120,7 +120,9 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     """A prefetch job at one moment. Counts are objects unless named bytes.
 
     ``listed`` grows while the listing runs and is the total once ``listing_done``. ``errors``
-    holds at most 100 (path, message) pairs; ``failed`` counts all.
+    holds at most 100 (path, message) pairs; ``failed`` counts all. Of an ``ordered`` job, which
+    counts an object at each of its reads, ``read`` says how far its reader has come, and
+    ``paths`` are the first of its paths.
     """
 
     id: str
@@ -143,3 +145,5 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     pin: bool = False
     dry_run: bool = False
     ended: bool = False
+    ordered: bool = False
+    read: int = 0

@@ -418,9 +418,17 @@ class Namespace:
         concurrency: int = 64,
         dry_run: bool = False,
         background: bool = True,
+        ordered: bool = False,
     ) -> Job:
         """Start fetching everything the paths name, directories meaning all below them. The job
-        runs in the agent; a background job survives the agent and this process."""
+        runs in the agent; a background job survives the agent and this process.
+
+        ``ordered`` announces reads: the paths are objects in the order in which they will be read,
+        each as often as it will be. What comes next is fetched ahead of the reader and what is
+        read last is evicted first, until all was read; such a job ends with its agent. Raises
+        Unsupported where it is combined with ``pin``, ``include``, ``exclude``, ``max_bytes`` or
+        ``dry_run``, and FormatError for more paths than 12 MiB hold (~200,000).
+        """
         named = [str(paths)] if isinstance(paths, str | PathLike) else list(paths)
         request = wire.Prefetch(
             paths=tuple(named),
@@ -431,6 +439,7 @@ class Namespace:
             max_bytes=max_bytes,
             concurrency=concurrency,
             background=background,
+            ordered=ordered,
         )
         link = self.client.link
         return Job(link, link.request(request, wire.Job).progress)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercache.policy.eviction import Sieve
+from tiercache.policy.eviction import Probation, Sieve
 
 
 class ListSieve:
@@ -28,6 +28,19 @@ class ListSieve:
             self.hand = self._after(entry)
         self.queue.remove(entry)
 
+    def insert_passed(self, entry: int) -> None:
+        place = len(self.queue) if self.hand is None else self.queue.index(self.hand)
+        self.queue.insert(place, entry)
+
+    def sample(self, count: int) -> list[int]:
+        start = 0 if self.hand is None else self.queue.index(self.hand)
+        turned = self.queue[start:] + self.queue[:start]
+        if count < len(turned):
+            self.hand = turned[count]
+        elif turned:
+            self.hand = turned[0]
+        return turned[:count]
+
     def victim(self, visited: set[int], pinned: set[int]) -> int | None:
         for _ in range(2 * len(self.queue)):
             entry = self.queue[0] if self.hand is None else self.hand
@@ -41,10 +54,17 @@ class ListSieve:
         return None
 
 
-Step = tuple[Literal["insert", "visit", "remove", "evict", "pin", "unpin"], int]
+Step = tuple[
+    Literal["insert", "survive", "visit", "remove", "evict", "pin", "unpin", "sample"], int
+]
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.tuples(
-        st.sampled_from(["insert", "insert", "visit", "remove", "evict", "evict", "pin", "unpin"]),
+        st.sampled_from(
+            [
+                *("insert", "insert", "survive", "visit", "remove"),
+                *("evict", "evict", "pin", "unpin", "sample"),
+            ]
+        ),
         st.integers(1, 12),
     ),
     max_size=80,
@@ -68,6 +88,11 @@ def test_it_is_the_algorithm_of_the_paper(steps: list[Step]) -> None:
             case "insert" if not known:
                 sieve.insert(entry)
                 model.queue.append(entry)
+            case "survive" if not known:
+                sieve.insert_passed(entry)
+                model.insert_passed(entry)
+            case "sample":
+                assert sieve.sample(entry) == model.sample(entry)
             case "visit" if known:
                 visited.add(entry)
                 model_visited.add(entry)
@@ -148,6 +173,23 @@ def test_misuse_is_refused() -> None:
     sieve = filled(1)
     with pytest.raises(ValueError, match="already"):
         sieve.insert(1)
+    sieve.sample(1)
+    with pytest.raises(ValueError, match="already"):
+        sieve.insert_passed(1)
     with pytest.raises(KeyError):
         sieve.remove(2)
     assert list(sieve) == [1]
+
+
+def test_probation_ends_by_bytes_in_the_order_of_coming() -> None:
+    probation = Probation(100)
+    probation.enter(1)
+    assert probation.advance(60) == []
+    probation.enter(2)
+    assert probation.advance(39) == []
+    assert probation.advance(1) == [1]
+    assert probation.advance(60) == [2]
+    assert probation.advance(1000) == []
+    probation.enter(3)
+    probation.enter(4)
+    assert probation.advance(100) == [3, 4]

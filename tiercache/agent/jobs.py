@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,13 +19,17 @@ from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
+from tiercache.agent.ordered import OrderedRun, Steps
 from tiercache.agent.plane import Plane
-from tiercache.errors import NotFound, StaleHandle, TiercacheError
+from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
 from tiercache.policy.globs import GlobFilter
+from tiercache.policy.order import IDLE_S
 from tiercache.policy.pages import RUN_PAGES
 from tiercache.records import JobRecord, PinRecord
 from tiercache.wire import Prefetch
+
+log = logging.getLogger("tiercache.agent")
 
 RUN_BYTES = RUN_PAGES * 64 * 1024
 # A window of eight runs keeps the measured best concurrency of one object; two objects overlap
@@ -36,6 +41,10 @@ QUEUE_ENTRIES = 4096
 KEPT_ERRORS = 100
 # Ended jobs that can still be asked for.
 KEPT_JOBS = 100
+# Of an order this many paths name the job; all of them may be megabytes, at each look at it.
+SHOWN_PATHS = 10
+# Paths of an order resolved between two turns of the event loop: ~5 µs each.
+LOCATE_BATCH = 500
 
 
 @dataclass(slots=True)
@@ -61,12 +70,13 @@ class _Job:
     message: str = ""
     error_class: str = ""
     task: asyncio.Task[None] | None = None
+    run: OrderedRun | None = None
 
     def progress(self) -> JobProgress:
         return JobProgress(
             id=self.id,
             state=self.state,
-            paths=self.spec.paths,
+            paths=self.spec.paths[:SHOWN_PATHS] if self.spec.ordered else self.spec.paths,
             listing_done=self.listing_done,
             listed=self.listed,
             listed_bytes=self.listed_bytes,
@@ -84,6 +94,8 @@ class _Job:
             pin=self.spec.pin,
             dry_run=self.spec.dry_run,
             ended=bool(self.ended),
+            ordered=self.spec.ordered,
+            read=self.run.order.low if self.run else 0,
         )
 
     def note_error(self, path: str, error: Exception) -> None:
@@ -101,6 +113,7 @@ class Jobs:
         self._mounts = mounts
         self._names = names
         self._filler = filler
+        self._plane = plane
         self._contents = plane.contents
         self._space = plane.space
         self._pins = plane.pins
@@ -108,6 +121,9 @@ class Jobs:
         self._jobs: dict[str, _Job] = {}
         self._large = asyncio.Semaphore(LARGE_IN_FLIGHT)
         self._stopping = False
+        # Jobs that ended by a defect of ours.
+        self.internal_errors = 0
+        filler.missed = self._missed
 
     @property
     def running(self) -> int:
@@ -128,9 +144,23 @@ class Jobs:
             self._start(record.id, spec)
 
     async def start(self, spec: Prefetch) -> JobProgress:
-        """Begin a job and return its first state."""
+        """Begin a job and return its first state. Raises Unsupported for what an order cannot be
+        combined with.
+
+        An ordered job is not recorded: where its reader stood nobody would know after a restart.
+        """
+        if spec.ordered and (spec.pin or spec.dry_run or spec.include or spec.exclude):
+            raise Unsupported(
+                "an ordered prefetch takes neither pin nor dry_run, include or exclude",
+                remedy="list the objects in the order of their reads, and nothing else",
+            )
+        if spec.ordered and spec.max_bytes is not None:
+            raise Unsupported(
+                "an ordered prefetch takes no max_bytes",
+                remedy="the window ahead of the reader bounds it",
+            )
         job_id = secrets.token_hex(4)
-        if spec.background and not spec.dry_run:
+        if spec.background and not spec.dry_run and not spec.ordered:
             record = JobRecord(
                 id=job_id,
                 paths=spec.paths,
@@ -181,7 +211,7 @@ class Jobs:
 
     async def _run(self, job: _Job) -> None:
         try:
-            await self._work(job)
+            await (self._work_ordered(job) if job.spec.ordered else self._work(job))
             if job.state is JobState.RUNNING:
                 job.state = JobState.FAILED if job.failed else JobState.DONE
         except asyncio.CancelledError:
@@ -191,6 +221,12 @@ class Jobs:
             job.state = JobState.FAILED
             job.message = str(error)
             job.error_class = type(error).__name__
+        except Exception as error:  # the task's top: nobody else would ever see it
+            self.internal_errors += 1
+            log.exception("internal error in job %s", job.id)
+            job.state = JobState.FAILED
+            job.message = f"internal error: {type(error).__name__}: {error}"
+            job.error_class = TiercacheError.__name__
         finally:
             job.ended = monotonic()
             stopping = job.state is JobState.CANCELLED and self._stopping
@@ -266,8 +302,10 @@ class Jobs:
     def _as_known(self, located: Located, entry: Entry, validated_s: float) -> Entry:
         """Learn a name from a listing of ``validated_s``; return what is known of it now, which
         may be newer than the listing."""
-        info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
-        record = self._names.learn(located, Kind.FILE, info, validated_s)
+        record = self._index.get_object(located.digest)
+        if record is None or record.boot != self._clock.boot_id or record.validated_s < validated_s:
+            info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+            record = self._names.learn(located, Kind.FILE, info, validated_s)
         return Entry(entry.name, record.kind, record.size_bytes, record.token, record.mtime_s)
 
     def _pin(self, job: _Job, located: Located, *, tree: bool) -> None:
@@ -306,7 +344,7 @@ class Jobs:
         if record is not None and record.token == entry.token:
             present = self._contents.cached_bytes(record)
         missing = entry.size_bytes - present
-        if not self._admit(job, missing):
+        if not job.spec.ordered and not self._admit(job, missing):
             job.skipped += 1
             return
         job.hit_bytes += present
@@ -352,14 +390,76 @@ class Jobs:
             mount=located.mount.path,
         )
         if self._small(entry):
-            await self._filler.ensure(target, [(0, entry.size_bytes)], durable=False)
+            await self._filler.ensure(target, [(0, entry.size_bytes)], is_read=False)
             job.filled_bytes += missing
             return
         counted = 0
         for start in range(0, entry.size_bytes, WINDOW_BYTES):
             async with self._large:
-                await self._filler.ensure(target, [(start, WINDOW_BYTES)], durable=False)
+                await self._filler.ensure(target, [(start, WINDOW_BYTES)], is_read=False)
             # Which window held the missing bytes nobody remembers: each counts its share.
             share = missing * min(start + WINDOW_BYTES, entry.size_bytes) // entry.size_bytes
             job.filled_bytes += share - counted
             counted = share
+
+    # -- in an announced order --------------------------------------------------------------
+
+    async def _work_ordered(self, job: _Job) -> None:
+        names: list[Located] = []
+        for number, path in enumerate(job.spec.paths):
+            try:
+                names.append(self._mounts.locate(path))
+            except (TiercacheError, OSError) as error:
+                job.note_error(path, error)
+            if not number % LOCATE_BATCH:
+                await asyncio.sleep(0)
+        steps = Steps(
+            look_up=lambda located: self._look_up(job, located),
+            fetch=lambda located, entry: self._fetch_next(job, located, entry),
+            present=lambda entry: _count_hit(job, entry),
+            left=lambda: _count_skipped(job),
+        )
+        job.run = OrderedRun(self._plane, names, steps, concurrency=job.spec.concurrency)
+        if not await job.run.run():
+            job.state = JobState.FAILED
+            job.message = f"nobody has read on for {IDLE_S:.0f} s: the order is forgotten"
+            job.error_class = TiercacheError.__name__
+
+    def _missed(self, digest: bytes) -> None:
+        if self._space.orders:
+            for job in self._jobs.values():
+                if job.run is not None and not job.ended:
+                    job.run.missed(digest)
+
+    async def _look_up(self, job: _Job, located: Located) -> Entry | None:
+        try:
+            found = await self._names.lookup(located)
+            if found.kind is Kind.DIRECTORY:
+                raise IsADirectory("an ordered prefetch names objects", path=located.path)
+            if found.kind is Kind.ABSENT:
+                raise NotFound("no such object", path=located.path)
+        except (TiercacheError, OSError) as error:
+            job.note_error(located.path, error)
+            return None
+        finally:
+            job.listed += 1
+            job.listing_done = job.listed >= len(job.spec.paths)
+        job.listed_bytes += found.size_bytes
+        return Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s)
+
+    async def _fetch_next(self, job: _Job, located: Located, entry: Entry) -> None:
+        try:
+            await self._newest(job, located, entry)
+        except NotCached:
+            job.skipped += 1  # its reader gets it from the origin
+        except (TiercacheError, OSError) as error:
+            job.note_error(located.path, error)
+
+
+def _count_hit(job: _Job, entry: Entry) -> None:
+    job.hit += 1
+    job.hit_bytes += entry.size_bytes
+
+
+def _count_skipped(job: _Job) -> None:
+    job.skipped += 1

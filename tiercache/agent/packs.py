@@ -28,7 +28,10 @@ class _Append:
 
 
 class PackWriter:
-    """One open pack. Owned by the event loop."""
+    """One open pack. Owned by the event loop.
+
+    ``survivors``: what it takes has been in the cache before, and keeps its place in the queue.
+    """
 
     def __init__(
         self,
@@ -38,12 +41,14 @@ class PackWriter:
         extents: ExtentStore,
         executor: Executor,
         pinned: bool = False,
+        survivors: bool = False,
     ) -> None:
         self._space = space
         self._index = index
         self._extents = extents
         self._executor = executor
         self._pinned = pinned
+        self._survivors = survivors
         self._open: ExtentState | None = None
         self._opening = asyncio.Lock()
         self._queue: list[_Append] = []
@@ -98,7 +103,9 @@ class PackWriter:
                 await self._drain()
                 if state is not None:
                     state.sealed = True
-                state = self._space.new_extent(length=self._space.placement.pack_bytes)
+                state = self._space.new_extent(
+                    length=self._space.placement.pack_bytes, survivors=self._survivors
+                )
                 state.sealed = False
                 state.pinned = self._pinned
                 self._open = state

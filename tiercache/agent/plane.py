@@ -55,6 +55,9 @@ def build_plane(
     pinned_packs = PackWriter(
         space=space, index=index, extents=extents, executor=executor, pinned=True
     )
+    kept_packs = PackWriter(
+        space=space, index=index, extents=extents, executor=executor, survivors=True
+    )
     contents = Contents(
         index=index,
         space=space,
@@ -63,6 +66,7 @@ def build_plane(
         pins=pins,
         packs=packs,
         pinned_packs=pinned_packs,
+        kept_packs=kept_packs,
     )
     return Plane(
         index=index,

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 
 from tiercache import records
 from tiercache.agent.index import Index
 from tiercache.agent.pins import Pins
 from tiercache.errors import CacheFull
-from tiercache.policy.eviction import Sieve
+from tiercache.policy.eviction import (
+    PROBATION_SHARE,
+    VICTIM_SHARE,
+    Candidate,
+    Probation,
+    Sieve,
+    of_pack,
+    to_go,
+)
 from tiercache.policy.ledger import Ledger
+from tiercache.policy.order import Orders
 from tiercache.policy.placement import Placement
 from tiercache.ports import ExtentStore, SharedState
 from tiercache.records import ExtentRecord
@@ -42,6 +51,10 @@ MIN_FREE_INODES = 1000
 # where this much and more is free: asking for each small object costs as much as writing it.
 TRUSTED_BYTES = 16 * MIB
 AMPLE_BYTES = 1024 * MIB
+# While an order is announced, victims are the best of so many extents, or of packs with so many
+# objects: ~5 ms and ~20 ms of the event loop, for a share of them (VICTIM_SHARE) at a time.
+LOOKED_AT_EXTENTS = 4096
+LOOKED_AT_MEMBERS = 65536
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,6 +152,14 @@ class Space:
         # Owned by the event loop
         self.live: dict[int, ExtentState] = {}
         self._sieve = Sieve()
+        self._probation = Probation(capacity // PROBATION_SHARE)
+        # What is to be read, and when; jobs open and close orders.
+        self.orders = Orders()
+        # While there are some: victims found by the last look, packs that refused to go since, and
+        # the objects of packs.
+        self._to_go: list[int] = []
+        self._refused: set[int] = set()
+        self._members: dict[int, list[bytes]] = {}
         self._slots = Slots(state.slots_count)
         self._next_id = 1
         self._reclaiming = asyncio.Lock()
@@ -254,9 +275,18 @@ class Space:
         return True
 
     def new_extent(
-        self, *, length: int, owner: bytes = b"", data_id: int = 0, first_page: int = 0
+        self,
+        *,
+        length: int,
+        owner: bytes = b"",
+        data_id: int = 0,
+        first_page: int = 0,
+        survivors: bool = False,
     ) -> ExtentState:
-        """Create a file and its state. Raises OSError from the device. The caller charges it."""
+        """Create a file and its state. Raises OSError from the device. The caller charges it.
+
+        A pack of ``survivors`` stands in the queue where they stood, not among the new.
+        """
         slots = 1 if owner else PACK_SLOTS
         slot = self._slots.take(slots)
         extent_id = self.next_id()
@@ -277,7 +307,11 @@ class Space:
         for index in range(slot, slot + slots):
             self._state.take_visited(index)
         self.live[extent_id] = state
-        self._sieve.insert(extent_id)
+        if survivors:
+            self._sieve.insert_passed(extent_id)
+        else:
+            self._sieve.insert(extent_id)
+            self._probation.enter(extent_id)
         self.ledger.charge(extent_id, EXTENT_OVERHEAD_BYTES)
         self.put_record(state)
         return state
@@ -301,6 +335,10 @@ class Space:
         if state.id in self.live:
             allocated = self._extents.allocated(state.id)
             self.ledger.charge(state.id, allocated + EXTENT_OVERHEAD_BYTES)
+        for extent_id in self._probation.advance(reserved):
+            # The marks of announced extents tell where their reader stands.
+            if extent_id in self.live and not self.orders:
+                self.clear_visited(self.live[extent_id])
 
     # -- taking back ------------------------------------------------------------------------
 
@@ -340,7 +378,9 @@ class Space:
                 if isinstance(outcome, BaseException):
                     raise outcome
             if any(outcomes):
+                self._refused.clear()
                 return True
+            self._refused.update(victim.id for victim in victims)
         return False
 
     async def _evict_idle(self, state: ExtentState) -> bool:
@@ -355,10 +395,7 @@ class Space:
         victims: dict[int, ExtentState] = {}
         found_bytes = 0
         while found_bytes < wanted_bytes:
-            victim = self._sieve.victim(
-                take_visited=self._take_visited,
-                evictable=lambda extent_id: extent_id not in victims and self._evictable(extent_id),
-            )
+            victim = self._next_victim(victims.keys())
             if victim is None:
                 break
             state = self.live[victim]
@@ -367,6 +404,59 @@ class Space:
             victims[victim] = state
             found_bytes += self.ledger.charge_of(victim)
         return list(victims.values())
+
+    def _next_victim(self, taken: Collection[int]) -> int | None:
+        def evictable(extent_id: int) -> bool:
+            return extent_id not in taken and self._evictable(extent_id)
+
+        if not self.orders:
+            return self._sieve.victim(take_visited=self._take_visited, evictable=evictable)
+        for _ in range(2):
+            while self._to_go:
+                victim = self._to_go.pop()
+                if victim in self.live and evictable(victim):
+                    return victim
+            self._look_for_victims(evictable)
+        return None
+
+    def _look_for_victims(self, evictable: Callable[[int], bool]) -> None:
+        """Find the best victims of the extents that the hand comes to, by what is announced."""
+        candidates: list[Candidate] = []
+        looked = 0
+        for extent_id in self._sieve.sample(LOOKED_AT_EXTENTS):
+            if looked >= LOOKED_AT_MEMBERS:
+                break
+            if evictable(extent_id):
+                candidate, cost = self._candidate(self.live[extent_id])
+                candidates.append(candidate)
+                looked += cost
+        first = to_go(candidates, refused=self._refused)
+        self._to_go = first[: max(1, len(first) // VICTIM_SHARE)][::-1]
+
+    def _candidate(self, state: ExtentState) -> tuple[Candidate, int]:
+        """Return the extent as eviction sees it, and how many names had to be looked up."""
+        if state.is_pack:
+            members = self._members_of(state)
+            return of_pack(state.id, members, self.orders), len(members)
+        next_use = self.orders.distance(state.owner)
+        if next_use is None:
+            visited = self._take_visited(state.id)
+            return Candidate(state.id, visited=visited), 1
+        return Candidate(state.id, next_use, self.orders.is_near(state.owner)), 1
+
+    def _members_of(self, state: ExtentState) -> list[bytes]:
+        """Return the names of a sealed pack's objects, also of those that were replaced since."""
+        members = self._members.get(state.id)
+        if members is None:
+            prefix = records.member_prefix(state.id)
+            members = self._members[state.id] = [digest for _, digest in self._index.scan(prefix)]
+        return members
+
+    def forget_orders(self) -> None:
+        """Let go of what only orders need, where none is left."""
+        if not self.orders:
+            self._to_go, self._members = [], {}
+            self._refused.clear()
 
     def _take_visited(self, extent_id: int) -> bool:
         state = self.live[extent_id]
@@ -399,6 +489,7 @@ class Space:
         if self.live.pop(state.id, None) is None:
             return
         self._sieve.remove(state.id)
+        self._members.pop(state.id, None)
         self._slots.give(state.slot, state.slots)
         self._state.bump_epoch()
         self._forgotten_s[state.id] = asyncio.get_running_loop().time()

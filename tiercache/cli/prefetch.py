@@ -38,6 +38,11 @@ EXCLUDE = typer.Option(metavar="GLOB", help="But not these: exclude wins.")
 PIN = typer.Option("--pin", help="Never evict what is fetched.")
 CONCURRENCY = typer.Option(min=1, max=1024, metavar="N", help="Objects in flight.")
 MAX_BYTES = typer.Option(metavar="SIZE", help="Fetch at most so much, such as 10GiB.")
+ORDERED = typer.Option(
+    "--ordered",
+    help="The paths are objects in the order in which they will be read, repeats included: fetch "
+    "ahead of the reader, and evict first what is read last.",
+)
 DRY_RUN = typer.Option("--dry-run", "-n", help="Only say what would be fetched.")
 WAIT = typer.Option(
     "--wait/--background", help="Watch the job to its end, or print its id and return."
@@ -56,6 +61,7 @@ def prefetch(
     pin: Annotated[bool, PIN] = False,
     concurrency: Annotated[int, CONCURRENCY] = 64,
     max_bytes: Annotated[str | None, MAX_BYTES] = None,
+    ordered: Annotated[bool, ORDERED] = False,
     dry_run: Annotated[bool, DRY_RUN] = False,
     wait: Annotated[bool, WAIT] = True,
     jobs: Annotated[bool, JOBS] = False,
@@ -68,12 +74,17 @@ def prefetch(
 
     Interrupted and started again, it fetches only what is missing. Ctrl-C cancels a job that is
     waited for; a background job goes on without this command, also over a restart of the agent.
+    An ordered job ends when all was read, or with its agent.
     """
     named = [*(paths or ()), *_read_paths(from_file)]
     actions = [bool(named), jobs, watch is not None, cancel is not None]
     if sum(actions) != 1:
         raise typer.BadParameter("give paths, or one of --jobs, --watch JOB and --cancel JOB")
     limit = None if max_bytes is None else session.bytes_option(max_bytes, "--max-bytes")
+    if ordered and (pin or dry_run or include or exclude or limit is not None):
+        raise typer.BadParameter(
+            "--ordered goes with neither --pin, --dry-run, --include, --exclude nor --max-bytes"
+        )
     session.checked_paths(named)
     if jobs:
         return _list_jobs(ctx, as_document)
@@ -90,6 +101,7 @@ def prefetch(
             max_bytes=limit,
             concurrency=concurrency,
             dry_run=dry_run,
+            ordered=ordered,
         )
         if not wait and not dry_run:
             _print_started(job, as_document)
@@ -140,6 +152,8 @@ def _state(progress: JobProgress) -> State:
     counts = f"{progress.hit} hit, {progress.filled} filled, {progress.failed} failed"
     if progress.skipped:
         counts += f", {progress.skipped} skipped"
+    if progress.ordered:
+        counts += f", {progress.read} read"
     return State(
         done_bytes=progress.hit_bytes + progress.filled_bytes,
         moved_bytes=progress.filled_bytes,
