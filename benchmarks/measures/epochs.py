@@ -64,7 +64,10 @@ def working_set(lab: Lab, workload: Workload) -> Outcome:
             Series(name=name, unit="hit ratio", x=tuple(epochs.hit_times_s),
                    y=tuple(epochs.hit_ratios))
         )  # fmt: skip
-        notes.append(f"{name}: its directory held at most {epochs.held_bytes / 1e6:.0f} MB")
+        notes.append(
+            f"{name}: {epochs.seconds:.1f} s; its directory held at most "
+            f"{epochs.held_bytes / 1e6:.0f} MB"
+        )
     series.append(_lru_series(reads, capacity, step, series[0]))
     figures.append(_figure("LRU, computed", "bound", belady.lru(reads, capacity)))
     figures.append(_figure("SIEVE, computed", "bound", belady.sieve(reads, capacity)))
@@ -187,7 +190,7 @@ def _rivals(
     client = _limited_msc(lab, folder, capacity)
     epochs = _read(lab, reads, client.read, step, folder=folder)
     said = (
-        f"fetched {epochs.fetched_bytes / 1e6:.0f} MB and held up to "
+        f"took {epochs.seconds:.1f} s, fetched {epochs.fetched_bytes / 1e6:.0f} MB and held up to "
         f"{epochs.held_bytes / 1e6:.0f} MB with a limit of {capacity / 1e6:.0f}"
     )
     if epochs.held_bytes > OVERSHOOT * capacity:
