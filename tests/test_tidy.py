@@ -30,6 +30,7 @@ BROAD = {"Exception", "BaseException"}
 # thread, task, request handler or main(), where it is counted and logged whole.
 BROAD_EXCEPT_ALLOWED: dict[str, str] = {
     "tiercache/agent/index.py::Index._commit_loop": "a task's top: handed to all who wait for it",
+    "tiercache/agent/jobs.py::Jobs._run": "a task's top: counted, logged whole, told to who waits",
     "tiercache/agent/server.py::Server._answer": "the request handler: counted and logged whole",
     "tiercache/compose.py::EmbeddedAgent._run": "the thread's top: raised where it was started",
     "tiercache/cli/program.py::_run": "main()'s top: a bug ends as a line and a code",

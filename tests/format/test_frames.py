@@ -31,7 +31,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Unpin": wire.Unpin("/m"),
     "Evict": wire.Evict("/m"),
     "Invalidate": wire.Invalidate("/m"),
-    "Prefetch": wire.Prefetch(("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True),
+    "Prefetch": wire.Prefetch(("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True, True),
     "JobQuery": wire.JobQuery("0badcafe", 1.5),
     "JobCancel": wire.JobCancel("0badcafe"),
     "StatusQuery": wire.StatusQuery(),
@@ -60,6 +60,12 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
 # What peers of the same wire version sent before a field was added: read, no longer written.
 OLDER: dict[str, wire.Request | wire.Response] = {
     "Welcome-without-settings": wire.Welcome("0.1.0", 42, (MOUNT,)),
+    "Prefetch-without-order": wire.Prefetch(
+        ("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True
+    ),
+    "Job-without-order": wire.Job(
+        JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))
+    ),
 }
 
 
