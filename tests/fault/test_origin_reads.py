@@ -76,6 +76,20 @@ def test_sequential_reads_run_ahead_in_large_requests(rig: Rig) -> None:
     assert rig.proxy.peak_in_flight > 1
 
 
+def test_small_sequential_reads_run_ahead_too(rig: Rig) -> None:
+    """As a tar stream does: blocks that neither begin nor end with a page."""
+    ns = rig.namespace()
+    with ns.open("/m/big") as file:
+        done = 0
+        while done < 8 * MIB:
+            block = file.read(10 * KIB)
+            assert block == BIG[done : done + len(block)]
+            done += len(block)
+    asked = spans(rig)
+    assert_no_byte_twice(asked)
+    assert len(asked) < 20, "one request a page, and none ahead"
+
+
 def test_a_whole_read_asks_for_each_byte_once_and_in_parallel(rig: Rig) -> None:
     ns = rig.namespace()
     assert ns.read("/m/big") == BIG

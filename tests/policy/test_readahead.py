@@ -33,6 +33,17 @@ def test_large_reads_start_with_four_requests() -> None:
     assert ahead.plan(8 * MIB, 8 * MIB, GIB) == (16 * MIB, 32 * MIB)
 
 
+def test_reads_shorter_than_a_page_are_seen_where_the_next_page_begins() -> None:
+    ahead = ReadAhead()
+    assert ahead.plan(0, 10 * KIB, GIB) == NONE
+    # Those in between found their page there. This one crosses into the second.
+    assert ahead.plan(60 * KIB, 10 * KIB, GIB) == (70 * KIB, MIN_WINDOW_BYTES)
+    random = ReadAhead()
+    assert random.plan(0, 10 * KIB, GIB) == NONE
+    assert random.plan(65 * KIB, 10 * KIB, GIB) == NONE, "beyond the page"
+    assert ReadAhead().plan(0, 10 * KIB, GIB) == NONE
+
+
 def test_a_jump_ends_the_sequence() -> None:
     ahead = ReadAhead()
     ahead.plan(0, MIB, GIB)

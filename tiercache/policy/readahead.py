@@ -1,12 +1,15 @@
 """Read-ahead: when reads of one handle are sequential, how far ahead to fetch.
 
-A read that begins where the last one ended continues a sequence; the window then starts at four
+A read that begins where the last one ended, or later within that page, continues a sequence: what
+is read of a page already there never comes this way. The window then starts at four
 requests' worth, doubles each time half of it is used up, and stops at MAX_WINDOW_BYTES, where each
 TOP_UP_BYTES used up are asked for anew: so the number of runs in flight stays the same. A jump
 ends the sequence, so random reads fetch exactly their own pages.
 """
 
 from __future__ import annotations
+
+from tiercache.model import PAGE_BYTES
 
 # Eight runs of 8 MiB in flight: the concurrency at which the measured fill path is at its best.
 MAX_WINDOW_BYTES = 64 << 20
@@ -35,7 +38,9 @@ class ReadAhead:
         One read proves nothing, wherever it is; the one that continues it does.
         """
         end = offset + length
-        continues = offset == self._next
+        # The last read's page was fetched whole, so a sequential reader is seen again at its end.
+        page_end = -(-self._next // PAGE_BYTES) * PAGE_BYTES
+        continues = 0 <= self._next <= offset <= page_end
         self._next = end
         if not continues:
             self._window, self._ahead_end = 0, 0
