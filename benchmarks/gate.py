@@ -11,6 +11,7 @@ the better of the two counts.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,10 @@ def excess(result: Result) -> float:
 
 def _excess(bar: Bar) -> float:
     allowed = bar.limit_now(short=True)
-    return bar.figure / allowed if bar.at_most else allowed / bar.figure
+    above, below = (bar.figure, allowed) if bar.at_most else (allowed, bar.figure)
+    if below:
+        return above / below
+    return math.inf if above else 0.0
 
 
 def gated(measure: Measuring, workload: Workload, baselines: Baselines) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,18 @@ def test_a_promise_that_still_holds_is_a_regression_all_the_same() -> None:
     """1.3 keeps the promise of 1.35, and is much more than the 0.7 that it was."""
     assert result(1.3).bars[0].passed()
     assert gate.regressions([gate.held(result(1.3), baselines(cost=0.7))])
+
+
+@pytest.mark.parametrize(
+    ("cost", "rate", "excess"),
+    [(0.0, 1.0, 0.6), (0.1, 1.0, math.inf), (0.0, 0.0, math.inf)],
+)
+def test_a_baseline_or_a_figure_of_nothing_is_compared_too(
+    cost: float, rate: float, excess: float
+) -> None:
+    held = gate.held(result(cost, rate), baselines(cost=0.0))
+    assert gate.excess(held) == pytest.approx(excess)
+    assert bool(gate.regressions([held])) is (excess > 1)
 
 
 def test_a_regression_says_before_and_after_and_what_to_do() -> None:
