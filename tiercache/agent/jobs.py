@@ -443,7 +443,7 @@ class Jobs:
             return None
         finally:
             job.listed += 1
-            job.listing_done = job.listed >= len(job.spec.paths)
+            job.listing_done = job.run is not None and job.listed >= len(job.run.order)
         job.listed_bytes += found.size_bytes
         return Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s)
 

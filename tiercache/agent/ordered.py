@@ -147,10 +147,13 @@ class OrderedRun:
             return looked[slot]
 
         low, unread, place = order.low, 0, order.low
+        seen: set[bytes] = set()  # one mark is one read, also of a name that stands here twice
         while place < order.reach and unread < LOOK_UNREAD:
+            name = order.names[place]
             if place in self._watched and not order.is_read(place):
-                first, last = self._marks(order.names[place])
-                if was_read(first) or was_read(last):
+                first, last = self._marks(name)
+                if name not in seen and (was_read(first) or was_read(last)):
+                    seen.add(name)
                     self._watched.discard(place)
                     if first == last:
                         order.read(place)
@@ -211,6 +214,8 @@ class OrderedRun:
             if self._fetching >= self._concurrency or not self._fits(place, entry.size_bytes):
                 return
             self._count(place, entry)
+            self._fetching += 1
+            self._fetching_bytes += entry.size_bytes
             self._spawn(self._fetch(place, entry))
 
     def _look_up_ahead(self, place: int) -> None:
@@ -265,8 +270,6 @@ class OrderedRun:
         return is_next and ahead_bytes <= self._usable_bytes // OBJECTS_SHARE
 
     async def _fetch(self, place: int, entry: Entry) -> None:
-        self._fetching += 1
-        self._fetching_bytes += entry.size_bytes
         try:
             await self._steps.fetch(self._names[place], entry)
         finally:
