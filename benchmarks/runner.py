@@ -161,6 +161,8 @@ class Run:
             say(f"     {figure_text(figure)}")
         for missing in result.outcome.missing:
             say(f"     {missing.name}: missing: {missing.why}")
+        for note in result.outcome.notes:
+            say(f"     {note}")
         for bar in result.bars:
             said = f"{number(bar.figure)} {bar.unit} (bar {bar_text(bar, short=short)})"
             say(f"   {bar.text}: {said} {verdict(bar, short=short)}")
