@@ -47,6 +47,22 @@ def test_globs_lists_of_paths_pin_and_limits(cli: Cli, tmp_path: Path) -> None:
     assert limited.json["filled_bytes"] <= 10000
 
 
+def test_an_announced_order_ends_when_it_was_read(cli: Cli) -> None:
+    order = [f"/m/s/{number:03}.bin" for number in (4, 2, 9, 2)]
+    listed = "".join(f"{path}\n" for path in order).encode()
+    started = cli("prefetch", "--ordered", "-f", "-", "--background", "--json", given=listed)
+    job = started.json["job"]
+    assert started.code == 0
+    for path in order:
+        assert cli("cat", path).code == 0
+    watched = cli("prefetch", "--watch", job, "--json", "--progress", "json")
+    assert (watched.code, watched.json["state"], watched.json["ordered"]) == (0, "done", True)
+    assert watched.json["read"] == watched.json["listed"] == len(order)
+    for option in ("--pin", "--dry-run", "--include=*", "--exclude=*", "--max-bytes=1kB"):
+        refused = cli("prefetch", "--ordered", option, "/m/s/004.bin")
+        assert refused.code == 2 and "--ordered" in refused.err
+
+
 def test_mistakes(cli: Cli) -> None:
     assert cli("prefetch").code == 2
     assert cli("prefetch", "m").code == 2
