@@ -18,7 +18,7 @@ GONE = wire.Failure("NotFound", "x", "/m/a", "")
 MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
     "Lookup": wire.Lookup("/m/a", True),
-    "Fill": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
+    "Fill": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20), True),
     "FillMany": wire.FillMany((("/m/a", 0, None), ("/m/b", 5, 7))),
     "Advise": wire.Advise("/m/a", "v1", 1, 2),
     "ListNames": wire.ListNames("/m", True, False),
@@ -63,6 +63,7 @@ OLDER: dict[str, wire.Request | wire.Response] = {
     "Prefetch-without-order": wire.Prefetch(
         ("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True
     ),
+    "Fill-without-inline": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
     "Job-without-order": wire.Job(
         JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))
     ),

@@ -193,6 +193,8 @@ class Engine:
                 return wire.Filled((None,))
             data = await self.filler.read_present(target, request.spans[0], waits)
             if data is not None:
+                if not waits:  # it was here, and only the index did not say so yet
+                    self._count_hits(target.mount, 1, len(data))
                 return wire.Filled((data,))
             await self.filler.finish(set())
             return wire.Filled((None,))
@@ -225,9 +227,12 @@ class Engine:
 
     def report_use(self, request: wire.ReportUse) -> None:
         for mount, reads, count in request.hits:
-            totals = self.hits.setdefault(mount, [0, 0])
-            totals[0] += reads
-            totals[1] += count
+            self._count_hits(mount, reads, count)
+
+    def _count_hits(self, mount: str, reads: int, count: int) -> None:
+        totals = self.hits.setdefault(mount, [0, 0])
+        totals[0] += reads
+        totals[1] += count
 
     async def fill_many(self, request: wire.FillMany) -> wire.FilledMany:
         return wire.FilledMany(

@@ -36,6 +36,8 @@ PIECE_BYTES = 256 * 1024
 # Fills that no reader waits for are committed together: a commit costs ~0.5 ms of processor, as
 # much as fetching a small object. A crash loses at most this much of a prefetch.
 COMMIT_DELAY_S = 0.1
+# Those whose bytes went with the answer: their reader finds them in the index when it comes again.
+INLINE_COMMIT_DELAY_S = 0.01
 
 T = TypeVar("T")
 # A small run as it came: (offset in the object, bytes).
@@ -69,7 +71,7 @@ class Filler:
         self._pages: dict[tuple[int, int], asyncio.Task[Fetched]] = {}
         self._objects: dict[tuple[bytes, str], asyncio.Task[Fetched]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._committer: asyncio.Task[None] | None = None
+        self._committers: dict[float, asyncio.Task[None]] = {}
         # Set by the engine: called when an origin says that the version has changed.
         self.version_changed: Callable[[Target], Coroutine[None, None, None]]
         # Set by whoever follows readers: called with the name of each object that a read missed.
@@ -184,13 +186,13 @@ class Filler:
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__
 
-    def _commit_soon(self) -> None:
-        if self._committer is None:
-            self._committer = self._spawn(self._commit())
+    def _commit_within(self, delay_s: float) -> None:
+        if delay_s not in self._committers:
+            self._committers[delay_s] = self._spawn(self._commit(delay_s))
 
-    async def _commit(self) -> None:
-        await asyncio.sleep(COMMIT_DELAY_S)
-        self._committer = None
+    async def _commit(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        del self._committers[delay_s]
         await self._device.durable(self._index.flush())
 
     # -- large objects ----------------------------------------------------------------------
@@ -220,7 +222,7 @@ class Filler:
             self._space.settle(state, reserved)
             reserved = 0
             _count(self.filled, target.mount, stop - start)
-            self._commit_soon()
+            self._commit_within(COMMIT_DELAY_S)
             return _kept(start, data)
         finally:
             state.busy -= 1
@@ -309,7 +311,7 @@ class Filler:
         finally:
             self._memory.release(held)
         _count(self.filled, target.mount, record.size_bytes)
-        self._commit_soon()
+        self._commit_within(COMMIT_DELAY_S)
         return _kept(0, fetched.data)
 
     async def store_small(self, digest: bytes, record: ObjectRecord, data: Buffer) -> None:
@@ -350,6 +352,7 @@ class Filler:
         """Return bytes (offset, length) that were waited for, as they came or from the cache;
         None where they are not all there."""
         offset, length = span
+        self._commit_within(INLINE_COMMIT_DELAY_S)
         await self._memory.hold_until_answered(length)
         for task in waits:
             start, data = task.result() or (0, b"")
