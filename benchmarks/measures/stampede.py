@@ -97,17 +97,17 @@ def stampede(lab: Lab, workload: Workload) -> Outcome:
                 stagger_s=float(workload.options.get("stagger_s", 1.0)),
             )
             done = _measured(lab, workload, trainer, one, plan, right)
-            name = f"{one.name} × {plan.processes}"
+            name = f"{one.name}, {plan.processes} processes"
             if told := _wrong(done, plan):
                 if one.role != "rival":
                     raise RuntimeError(f"{name}: {told}")
                 missing.append(Missing(name=name, why=told))
                 continue
-            figures.append(_figure(name, one, plan, done))
+            figures.append(_figure(one, plan, done))
             if one.role == "ours":
                 ratios.extend(done.ratios)
             if one.role != "bound":
-                notes.append(f"{name} asked the origin for {max(done.ratios):.3f} × the object")
+                notes.append(f"asked of the origin, {name}: {max(done.ratios):.3f} × the object")
     return Outcome(
         figures=tuple(figures),
         missing=tuple(missing),
@@ -169,7 +169,8 @@ def _wrong(done: Stampede, plan: Plan) -> str:
     """Return what went wrong, in words; empty where all came right."""
     told = []
     if done.wrong:
-        told.append(f"{done.wrong} of {plan.processes} processes read other bytes")
+        readings = plan.processes * len(done.seconds)
+        told.append(f"{done.wrong} of {readings} readings were of other bytes")
     if done.failed:
         told.append(f"{len(done.failed)} × failed: {done.failed[0]}")
     if told:
@@ -177,9 +178,9 @@ def _wrong(done: Stampede, plan: Plan) -> str:
     return "; ".join(told)
 
 
-def _figure(name: str, one: Contender, plan: Plan, done: Stampede) -> Figure:
+def _figure(one: Contender, plan: Plan, done: Stampede) -> Figure:
     return Figure(
-        name=name,
+        name=one.name,
         role=one.role,
         unit=UNIT,
         values=tuple(done.seconds),
