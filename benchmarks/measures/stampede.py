@@ -172,7 +172,7 @@ def _wrong(done: Stampede, plan: Plan) -> str:
         readings = plan.processes * len(done.seconds)
         told.append(f"{done.wrong} of {readings} readings were of other bytes")
     if done.failed:
-        told.append(f"{len(done.failed)} × failed: {done.failed[0]}")
+        told.append(f"{done.failed[0]} ({len(done.failed)} such)")
     if told:
         told.append(f"the origin was asked for {max(done.ratios):.2f} × the object")
     return "; ".join(told)
