@@ -76,6 +76,11 @@ class Contents:
         pinned = self._pins.covers(record.origin, record.key)
         return self._pinned_packs if pinned else self._packs
 
+    def seal_packs(self) -> None:
+        """Close the open packs, so that they may be evicted."""
+        for packs in (self._packs, self._pinned_packs, self._kept_packs):
+            packs.seal()
+
     def lay_out(self, digest: bytes, record: ObjectRecord) -> ObjectRecord:
         """Give a large object its data id and its (still empty) places; put the record."""
         if record.data_id and not record.packed:

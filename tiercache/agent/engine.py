@@ -430,7 +430,7 @@ class Engine:
         return wire.Done(dropped)
 
     async def _drop_dead_packs(self) -> None:
-        self.packs.seal()
+        self.contents.seal_packs()
         for state in list(self.space.live.values()):
             if state.is_pack and not state.busy and state.sealed:
                 if not self.contents.members(state):
