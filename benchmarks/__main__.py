@@ -40,6 +40,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("--list", action="store_true", help="show the workloads and leave")
     run.add_argument("--short", action="store_true", help="the gate: small, against baselines")
     run.add_argument("--json", type=Path, metavar="FILE", help="keep the results there")
+    run.add_argument(
+        "--update", action="store_true",
+        help="keep what --json FILE has of other workloads: measures some anew, or goes on",
+    )  # fmt: skip
+    run.add_argument(
+        "--missing", action="store_true",
+        help="with --update: only the workloads that FILE does not have yet",
+    )  # fmt: skip
     run.add_argument("--out", type=Path, metavar="DIR", help="make tables, plots and page there")
     run.add_argument("--dir", metavar="DIR", help="where caches and files lie (default: temp)")
     run.add_argument("--seed", type=int, default=SEED, help="of data and patterns (%(default)s)")
@@ -52,6 +60,10 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     commands.add_parser("report", help="make tables, plots and page of results", add_help=False)
     commands.add_parser("baselines", help="record what the gate compares with", add_help=False)
     options = parser.parse_args(arguments)
+    if options.command == "run" and (
+        options.missing > options.update or options.update > bool(options.json)
+    ):
+        run.error("--missing goes with --update, and --update with --json FILE")
     if options.out and importlib.util.find_spec("matplotlib") is None:
         run.error("--out draws plots: pip install 'tiercache[bench]'")
     return options
@@ -75,6 +87,13 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
         if options.names and not one.in_gate():
             raise ConfigError(f"{one.name} has no short form", remedy="run it without --short")
     return [one for one in named if one.in_gate()]
+
+
+def before(options: argparse.Namespace) -> Report | None:
+    """Return the results to go on from. Raises ConfigError where they are no such results."""
+    if not options.update or not options.json.exists():
+        return None
+    return results.load(options.json)
 
 
 def listed(workloads: Sequence[Workload]) -> str:
@@ -114,6 +133,15 @@ def run(options: argparse.Namespace) -> int:
     baselines = gate.load() if options.short and own else None
     if baselines is not None and (gaps := gate.gaps(workload.read_all(), baselines)):
         raise ConfigError("; ".join(gaps), path=str(gate.BASELINES))
+    earlier = before(options)
+    order = list(workload.read_all((options.workloads,)))
+    if options.missing and earlier is not None:
+        there = {one.name for one in earlier.results}
+        workloads = [one for one in workloads if one.name not in there]
+
+    def whole(found: Report) -> Report:
+        return found if earlier is None else results.merged(earlier, found, order)
+
     lab = Lab(seed=options.seed, short=options.short, directory=options.dir)
     try:
         passed = runner.Run(
@@ -127,15 +155,16 @@ def run(options: argparse.Namespace) -> int:
             ),
             baselines=baselines,
             expected_s=_expected_s() if own and not options.short else {},
-            kept=lambda found: results.save(found, options.json) if options.json else None,
+            kept=lambda found: results.save(whole(found), options.json) if options.json else None,
         )
+        whole(passed.report())  # of another machine's results, say so before measuring
         if any(one.network for one in workloads):
             passed.proxy_cost = measure_own_cost()
             runner.say(str(passed.proxy_cost))
         status = passed.go()
     finally:
         lab.close()
-    _publish(passed.report(), options)
+    _publish(whole(passed.report()), options)
     return status
 
 

@@ -148,6 +148,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     network: str = ""
     took_s: float = 0.0
     load: float = 0.0
+    commit: str = ""  # of what was measured
 
     def failures(self, *, short: bool) -> list[Bar]:
         return [bar for bar in self.bars if not bar.passed(short=short)]

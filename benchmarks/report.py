@@ -226,7 +226,8 @@ def facts(result: Result) -> list[str]:
         *([f"Sizes: {', '.join(sizes)}."] if sizes else []),
         *([f"All our rounds were served by: {served}."] if served else []),
         *(sentence(note) for note in result.outcome.notes),
-        f"Load of the machine at the end {result.load:.1f}; took {result.took_s:.0f} s.",
+        f"Load of the machine at the end {result.load:.1f}; took {result.took_s:.0f} s"
+        + (f"; commit `{result.commit}`." if result.commit else "."),
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -97,6 +98,28 @@ def save(report: Report, path: Path) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def merged(before: Report, now: Report, order: Sequence[str]) -> Report:
+    """Return both, a workload measured in both as it is now, in the ``order`` of their names.
+    Raises ConfigError where the two are not of one machine, form and seed."""
+    for what in ("processor", "cores", "memory_bytes", "file_system", "short", "seed"):
+        one, other = getattr(before.surroundings, what), getattr(now.surroundings, what)
+        if one != other:
+            raise ConfigError(
+                f"the results there are of another {what}: {one}, here {other}",
+                remedy="measure everything anew, into another file",
+            )
+    names = {one.name for one in now.results} | {one.name for one in now.failed}
+    kept = [one for one in before.results if one.name not in names]
+    place = {name: number for number, name in enumerate(order)}
+    ordered = sorted([*kept, *now.results], key=lambda one: place.get(one.name, len(place)))
+    return msgspec.structs.replace(
+        now,
+        results=tuple(ordered),
+        failed=tuple(one for one in before.failed if one.name not in names) + now.failed,
+        proxy_cost=now.proxy_cost or before.proxy_cost,
+    )
 
 
 def schema() -> bytes:

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from benchmarks import gate, registry
 from benchmarks.gate import Baselines
 from benchmarks.harness import Result, judged
@@ -132,7 +134,7 @@ class Run:
             self.failed.append(failure)
             say(f"   FAILED: {text}")
             return
-        self.results.append(result)
+        self.results.append(msgspec.structs.replace(result, commit=self.surroundings.commit))
         self._tell(result)
 
     def _measured(self, workload: Workload) -> Result:

@@ -118,6 +118,31 @@ def test_all_well(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     assert "rival: missing: not installed" in said
 
 
+def test_an_update_keeps_what_else_there_is(place: Place) -> None:
+    for name in ("one", "two", "three"):
+        written(place.workloads, name)
+    assert place.run("two") == runner.OK
+    (first,) = place.report().results
+    assert place.run("--update", "--missing") == runner.OK
+    assert [result.name for result in place.report().results] == ["one", "three", "two"]
+    assert place.report().results[2] == first
+    assert place.run("--update", "two") == runner.OK
+    assert [result.name for result in place.report().results] == ["one", "three", "two"]
+    assert place.report().results[2] != first
+    assert place.report().results[0].commit
+
+
+def test_an_update_of_another_runs_results_is_refused(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written(place.workloads, "one")
+    assert place.run("--seed=1") == runner.OK
+    before = place.json.read_bytes()
+    assert place.run("--seed=2", "--update") == runner.FAILED
+    assert "another seed: 1, here 2" in capfd.readouterr().err
+    assert place.json.read_bytes() == before
+
+
 def test_a_missed_bar(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     written(place.workloads, "slow", more=f"options.cost = 3.0\n{BAR}")
     assert place.run() == runner.SHORT_OF_A_BAR
