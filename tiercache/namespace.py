@@ -18,8 +18,9 @@ import msgspec
 from tiercache import records, wire
 from tiercache.client.file import ReadFile, WriteFile
 from tiercache.client.job import Job
-from tiercache.client.reader import Reader, clamp
+from tiercache.client.reader import Reader
 from tiercache.client.resolver import Name
+from tiercache.client.spans import clamp
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Entry, FileExtent, Kind, Listing, Stat

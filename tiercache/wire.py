@@ -316,7 +316,7 @@ def error_of(failure: Failure) -> TiercacheError:
     return from_wire(failure.error, failure.message, failure.path, failure.remedy)
 
 
-def parse_header(header: bytes) -> int:
+def parse_header(header: bytes | memoryview) -> int:
     """Return the body length. Raises FormatError for another version or an oversized body."""
     length, version = HEADER.unpack(header)
     if version != WIRE_VERSION:

@@ -93,8 +93,10 @@ def is_dead(pid: int) -> bool:
 
 
 def read_all(ns: Namespace, objects: dict[str, bytes]) -> None:
+    """Read all, and wait until the index says that they are here."""
     for key, data in objects.items():
         assert ns.read(f"/m/{key}") == data
+    wait_for(lambda: all(ns.cached_bytes(f"/m/{key}") == len(objects[key]) for key in objects))
 
 
 @pytest.mark.parametrize("what", ["views", "handles"])

@@ -51,6 +51,34 @@ class Peer:
     requests: int = 0
 
 
+class _Frames:
+    """Whole frames from one connection. A request mostly comes in one piece, and is then taken
+    with one call and no timer."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._ahead = b""
+
+    async def next(self) -> memoryview | None:
+        """Return the next frame's body, None at the end of the stream.
+
+        Raises TimeoutError for a peer that stops in the middle of one, IncompleteReadError for
+        one that leaves there, FormatError for what is no frame.
+        """
+        data = self._ahead or await self._reader.read(STREAM_BYTES)
+        if not data:
+            return None
+        size = wire.HEADER.size
+        if len(data) < size or len(data) < size + wire.parse_header(data[:size]):
+            async with asyncio.timeout(HALF_FRAME_S):
+                data += await self._reader.readexactly(max(0, size - len(data)))
+                missing = size + wire.parse_header(data[:size]) - len(data)
+                data += await self._reader.readexactly(max(0, missing))
+        end = size + wire.parse_header(data[:size])
+        self._ahead = data[end:]
+        return memoryview(data)[size:end]
+
+
 class Server:
     """Serves one engine on one socket. Owned by the event loop."""
 
@@ -163,13 +191,8 @@ class Server:
     async def _serve(
         self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        while True:
-            header = await reader.read(wire.HEADER.size)
-            if not header:
-                return
-            async with asyncio.timeout(HALF_FRAME_S):
-                header += await reader.readexactly(wire.HEADER.size - len(header))
-                body = await reader.readexactly(wire.parse_header(header))
+        frames = _Frames(reader)
+        while (body := await frames.next()) is not None:
             request = wire.decode_request(body)
             peer.requests += 1
             if isinstance(request, wire.Advise):
@@ -183,8 +206,9 @@ class Server:
                 answer.built()
                 writer.write(frame)
                 frame = b""
-                async with asyncio.timeout(TAKE_ANSWER_S):
-                    await writer.drain()
+                if writer.transport.get_write_buffer_size():
+                    async with asyncio.timeout(TAKE_ANSWER_S):
+                        await writer.drain()
 
     async def _answer(self, peer: Peer, request: wire.Request) -> wire.Response:
         path = getattr(request, "path", "")

@@ -104,7 +104,8 @@ class Entry:
             self.verified = bytearray()
             self.held = CLOSED
         self.whole = False
-        self.note_verified()
+        if before is not None:
+            self.note_verified()
         # Moves with the index
         self.epoch = UNCHECKED
         self.fresh_until_s = 0.0

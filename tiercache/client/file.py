@@ -11,7 +11,8 @@ from typing import Self
 from tiercache import wire
 from tiercache.client.entry import Entry
 from tiercache.client.link import Link
-from tiercache.client.reader import Reader, clamp
+from tiercache.client.reader import Reader
+from tiercache.client.spans import clamp
 from tiercache.model import Stat
 from tiercache.ports import Buffer
 

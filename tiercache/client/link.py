@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,11 @@ SILENT_ATTEMPTS = 3
 POLL_S = 0.005
 # A fill that waits for room may wait for extents that this very process holds open.
 MEANWHILE_S = 0.01
+# Holds an answer with the bytes of a random read.
+RECEIVE_BYTES = wire.MAX_INLINE_BYTES + 4096
+
+_TIMEVAL = struct.Struct("@ll")
+_buffers = threading.local()
 
 R = TypeVar("R", bound=wire.Response)
 
@@ -77,7 +83,7 @@ class Link:
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)
             connect(sock, self._socket_path)
-            sock.settimeout(ANSWER_TIMEOUT_S)
+            wait_in_kernel(sock, ANSWER_TIMEOUT_S)
             sock.sendall(self._hello)
             answer = receive(sock)
             if isinstance(answer, wire.Failure):
@@ -184,7 +190,7 @@ class Link:
                 if meanwhile is not None:
                     _wait_with(sock, meanwhile)
                 answer = receive(sock)
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:
                 sock.close()
                 raise AgentUnavailable(
                     f"the agent has not answered {type(message).__name__} for "
@@ -276,33 +282,58 @@ def connect(sock: socket.socket, path: str) -> None:
 
 
 def _wait_with(sock: socket.socket, meanwhile: Callable[[], None]) -> None:
-    """Return when an answer begins to arrive, or after ANSWER_TIMEOUT_S."""
+    """Return when an answer begins to arrive. Raises TimeoutError after ANSWER_TIMEOUT_S."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
+    if poll.poll(MEANWHILE_S * 1000):
+        return
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while not poll.poll(MEANWHILE_S * 1000) and time.monotonic() < deadline:
+    while not poll.poll(MEANWHILE_S * 1000):
+        if time.monotonic() > deadline:
+            raise TimeoutError
         meanwhile()
 
 
+def wait_in_kernel(sock: socket.socket, seconds: float) -> None:
+    """Set the socket's time-outs in the kernel: Python's own cost a poll before every call, with
+    the interpreter given away and taken back around each. What times out raises BlockingIOError.
+    """
+    sock.setblocking(True)
+    limit = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
 def receive(sock: socket.socket) -> wire.Response:
-    """Read one response. Raises EOFError when the peer has gone."""
-    header = _exactly(sock, wire.HEADER.size)
-    answer: wire.Response = wire.decode_response(_exactly(sock, wire.parse_header(header)))
+    """Read one response. Raises EOFError when the peer has gone.
+
+    A connection carries one answer at a time, so what comes is taken in one call where it fits
+    the thread's buffer.
+    """
+    buffer = _buffer()
+    got = _some(sock, buffer)
+    while got < wire.HEADER.size:
+        got += _some(sock, buffer[got:])
+    total = wire.HEADER.size + wire.parse_header(buffer[: wire.HEADER.size])
+    if total > len(buffer):
+        whole = memoryview(bytearray(total))
+        whole[:got] = buffer[:got]
+        buffer = whole
+    while got < total:
+        got += _some(sock, buffer[got:total])
+    answer: wire.Response = wire.decode_response(buffer[wire.HEADER.size : total])
     return answer
 
 
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = sock.recv(count)
-    if len(data) == count:
-        return data
-    if not data and count:
+def _some(sock: socket.socket, view: memoryview) -> int:
+    got = sock.recv_into(view)
+    if not got:
         raise EOFError("the agent closed the connection")
-    buffer = bytearray(count)
-    buffer[: len(data)] = data
-    view, done = memoryview(buffer), len(data)
-    while done < count:
-        got = sock.recv_into(view[done:])
-        if not got:
-            raise EOFError("the agent closed the connection")
-        done += got
-    return bytes(buffer)
+    return got
+
+
+def _buffer() -> memoryview:
+    buffer: memoryview | None = getattr(_buffers, "received", None)
+    if buffer is None:
+        buffer = _buffers.received = memoryview(bytearray(RECEIVE_BYTES))
+    return buffer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from tiercache import records
+from tiercache import records, wire
 from tiercache.policy.mounts import MountTable
 from tiercache.policy.urls import identity
+from tiercache.records import ObjectRecord
 from tiercache.settings import MountSettings, ProfileSettings
 
 # Paths of an epoch come again and again; ~400 B each.
@@ -57,3 +58,16 @@ class Resolver:
             self._known.clear()
         self._known[path] = name
         return name
+
+
+def told(name: Name, found: wire.Found) -> ObjectRecord:
+    """Return the record of a name that the index cannot tell, as the agent has told it."""
+    return ObjectRecord(
+        origin=name.origin,
+        key=name.key,
+        kind=found.kind,
+        token=found.token,
+        size_bytes=found.size_bytes,
+        mtime_s=found.mtime_s,
+        validated_s=found.validated_s,
+    )

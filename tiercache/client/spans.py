@@ -1,9 +1,17 @@
-"""From missing pages to the byte spans that one request asks for."""
+"""Byte spans: what a caller asks for, and what one request asks the agent for."""
 
 from __future__ import annotations
 
 from tiercache import wire
 from tiercache.model import PAGE_SHIFT
+
+
+def clamp(offset: int, length: int | None, size_bytes: int) -> tuple[int, int]:
+    """Return the bytes [start, end) that exist. Raises ValueError for negative arguments."""
+    if offset < 0 or (length is not None and length < 0):
+        raise ValueError(f"negative offset or length: {offset}, {length}")
+    start = min(offset, size_bytes)
+    return start, size_bytes if length is None else min(size_bytes, start + length)
 
 
 def spans_of(missing: list[tuple[int, int]], start: int, end: int) -> tuple[tuple[int, int], ...]:

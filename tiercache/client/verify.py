@@ -18,6 +18,9 @@ from tiercache.policy.pages import has_page
 from tiercache.ports import ExtentReader, MetadataReader
 from tiercache.records import BITMAP_BYTES
 
+# Chunk records at hand, 4.2 KiB each: each look into the index gives the interpreter away and takes
+# it back three times, which costs more than the look where threads contend for it.
+KEPT_CHUNKS = 256
 # Verification reads through a buffer that stays in the processor's cache.
 VERIFY_BYTES = 512 * 1024
 
@@ -29,6 +32,8 @@ class Verifier:
         self._index = index
         self._link = link
         self._buffers = threading.local()
+        # Single dict operations, atomic by themselves
+        self._chunks: dict[tuple[int, int], bytes] = {}
 
     def read(self, entry: Entry, segment: Segment, start: int, end: int) -> bytes | None:
         """Return bytes [start, end) of one segment, checking each page not checked before; one
@@ -37,7 +42,11 @@ class Verifier:
         ext = segment.held.ext
         first = (start - segment.start) >> PAGE_SHIFT
         last = (end - segment.start + PAGE_BYTES - 1) >> PAGE_SHIFT
-        crcs = self._present(entry, segment, first, last)
+        record = entry.record
+        if record.packed:
+            crcs = record.crcs[first * 4 : last * 4]
+        else:
+            crcs = self._present(entry, segment, first, last)
         if ext is None or not crcs:
             return None
         begin = first << PAGE_SHIFT
@@ -62,20 +71,27 @@ class Verifier:
         return data if end - start == len(data) else data[offset : offset + end - start]
 
     def _present(self, entry: Entry, segment: Segment, first: int, last: int) -> bytes:
-        """Return the checksums of these pages; nothing where one is absent. One look at the index
-        tells both where they lie in one chunk."""
-        if entry.record.packed:
-            return self._checksums(entry, segment, first, last)
+        """Return the checksums of these pages of a large object; nothing where one is absent.
+
+        What was seen of a chunk is kept, and needs no check: bytes that agree with the checksum
+        of their page are right, whatever became of the page since, and what does not agree is
+        looked at anew.
+        """
         base = segment.start >> PAGE_SHIFT
         chunk, relative = divmod(base + first, CHUNK_PAGES)
         if relative + last - first > CHUNK_PAGES:
             if self.lacking(entry, segment, first, last):
                 return b""
             return self._checksums(entry, segment, first, last)
-        raw = self._index.get(records.chunk_key(entry.record.data_id, chunk)) or bytes(BITMAP_BYTES)
         end = relative + last - first
-        if not all(has_page(raw, page) for page in range(relative, end)):
-            return b""
+        raw = self._chunks.get((entry.record.data_id, chunk), b"")
+        if not _all_present(raw, relative, end):
+            raw = self._index.get(records.chunk_key(entry.record.data_id, chunk)) or b""
+            if not _all_present(raw, relative, end):
+                return b""
+            if len(self._chunks) >= KEPT_CHUNKS:
+                self._chunks.clear()
+            self._chunks[entry.record.data_id, chunk] = raw
         return raw[BITMAP_BYTES + relative * 4 : BITMAP_BYTES + end * 4]
 
     def lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
@@ -161,3 +177,7 @@ class Verifier:
         if buffer is None:
             buffer = self._buffers.verify = memoryview(bytearray(VERIFY_BYTES))
         return buffer
+
+
+def _all_present(raw: bytes, first: int, end: int) -> bool:
+    return bool(raw) and all(has_page(raw, page) for page in range(first, end))
