@@ -93,10 +93,8 @@ def is_dead(pid: int) -> bool:
 
 
 def read_all(ns: Namespace, objects: dict[str, bytes]) -> None:
-    """Read all, and wait until the index says that they are here."""
     for key, data in objects.items():
         assert ns.read(f"/m/{key}") == data
-    wait_for(lambda: all(ns.cached_bytes(f"/m/{key}") == len(objects[key]) for key in objects))
 
 
 @pytest.mark.parametrize("what", ["views", "handles"])
@@ -222,6 +220,7 @@ def test_what_was_never_sent_is_asked_again_after_the_agents_death(
 def test_hits_go_on_without_an_agent(ns: Namespace, settings: Settings, origin: FileOrigin) -> None:
     objects = origin.fill("hits", [SIZE, 1000, 0])
     read_all(ns, objects)
+    wait_for(lambda: all(ns.cached_bytes(f"/m/{key}") == len(objects[key]) for key in objects))
     kill_and_wait(settings)
     for key, data in objects.items():
         assert ns.read(f"/m/{key}", 0, len(data)) == data

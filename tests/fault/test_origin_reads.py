@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.origin_rig import Rig, in_other_process, rig_of
+from tests.fault.origin_rig import Rig, eventually, in_other_process, rig_of
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import ObjectServer, S3Server
 from tiercache.testing.proxy import Fault
@@ -59,6 +59,27 @@ def test_cold_random_reads_ask_at_most_twice_what_they_read(
 def assert_no_byte_twice(asked: list[tuple[int, int]]) -> None:
     for (_, end), (start, _) in itertools.pairwise(asked):
         assert end <= start
+
+
+def test_what_came_with_an_answer_is_a_hit_soon_after(rig: Rig) -> None:
+    rig.put("small", BIG[:1000])
+    ns = rig.namespace()
+    reads = {"/m/big": (5 * PAGE, PAGE), "/m/small": (0, 1000)}
+    for path, (offset, length) in reads.items():
+        assert ns.read(path, offset, length) == BIG[offset : offset + length]
+    eventually(
+        lambda: all(ns.cached_bytes(path) >= length for path, (_, length) in reads.items()),
+        what="the index tells of them",
+    )
+    for path, (offset, length) in reads.items():
+        ns.read(path, offset, length)
+    (before,) = ns.status()["clients"]
+    for path, (offset, length) in reads.items():
+        for _ in range(50):
+            assert ns.read(path, offset, length) == BIG[offset : offset + length]
+    (after,) = ns.status()["clients"]
+    assert after["requests"] - before["requests"] <= 4, "hits ask nobody; status and reports do"
+    assert rig.proxy.counts()["GET"] == 2
 
 
 def test_sequential_reads_run_ahead_in_large_requests(rig: Rig) -> None:

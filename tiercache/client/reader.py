@@ -476,6 +476,7 @@ class Reader:
             fill = wire.Fill(entry.path, entry.record.token, spans, ahead, inline and whole)
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
+                entry.epoch = UNCHECKED  # the index has, or will have, a place for them
                 return entry, self._assemble(entry, (start, end), spans, answer.data)
             is_hit, ahead = False, (0, 0)
             entry.epoch = UNCHECKED
