@@ -189,6 +189,8 @@ def test_a_new_agent_takes_over_within_a_second(tmp_path: Path) -> None:
             begun_s = time.monotonic()
             assert ns.read(f"/m/{key}") == data
             taken_s.append(time.monotonic() - begun_s)
+            path = f"/m/{key}"
+            wait_for(lambda path=path: ns.cached_bytes(path) == 100_000)  # type: ignore[misc]  # default binds the loop variable
             assert kill_agent(settings.cache.dir)
             assert ns.read(f"/m/{key}") == data, "a hit needs no agent"
             assert not is_agent(agent_pid(settings.cache.dir), settings.cache.dir)

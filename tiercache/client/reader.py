@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tiercache import records, wire
 from tiercache.client.copying import copy, copy_into, into_whole, read_whole
-from tiercache.client.entry import UNCHECKED, Entry, Use, span_pages
+from tiercache.client.entry import UNCHECKED, Entry, Use
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.presence import cached_bytes
@@ -24,7 +24,7 @@ from tiercache.client.resolver import Name, Resolver, told
 from tiercache.client.spans import clamp, spans_of
 from tiercache.client.verify import VERIFY_BYTES, Verifier
 from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
-from tiercache.model import PAGE_SHIFT, Kind, Stat
+from tiercache.model import PAGE_BYTES, Kind, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
 from tiercache.ports import ExtentDirectory, ExtentReader, MetadataReader, SharedStateView
@@ -71,7 +71,7 @@ class Reader:
         # Single dict operations, atomic by themselves
         self._hot: dict[str, Entry] = {}
         self._uses: dict[str, Use] = {}
-        self._verifier = Verifier(index, link)
+        self._verifier = Verifier(index, link, self._handles)
 
     # -- the public calls -------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Reader:
         if entry is None:
             return False
         start, end = clamp(offset, length, entry.record.size_bytes)
-        return not self._missing(entry, start, end)
+        return not self._verifier.missing(entry, start, end)
 
     # -- names ------------------------------------------------------------------------------
 
@@ -339,11 +339,10 @@ class Reader:
             data = self._first_touch(entry, start, end)
             if data is not None:
                 return entry, data
-        if end - start <= wire.MAX_SPAN_BYTES:
             for _ in range(ROUNDS):
                 entry, inline = self._make_readable(entry, start, end, inline=True)
                 if inline is not None:
-                    return entry, inline
+                    return entry, bytes(inline)
                 data = copy(entry, start, end, self._visited)
                 if data is not None:
                     return entry, data
@@ -410,6 +409,21 @@ class Reader:
             self._note_hit(entry, start, end, ahead)
         return data
 
+    def _first_touch_into(self, entry: Entry, start: int, end: int, into: memoryview) -> bool:
+        """Read whole pages of one extent into ``into``, verified on the way; False where the
+        general path is needed."""
+        segments = entry.segments_of(start, end) if entry.segments else []
+        if len(segments) != 1:
+            return False
+        segment = segments[0]
+        if segment.held.ext is None and not self._handles.open(entry, segment):
+            return False
+        if not self._verifier.read_into(entry, segment, start, end, into):
+            return False
+        entry.note_verified()
+        self._visited[segment.slot] = 1
+        return True
+
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
         """Read this version into ``buffer``, run by run, reading ahead of itself."""
         wanted = len(buffer)
@@ -434,12 +448,16 @@ class Reader:
                 return entry, end - start
         done, rounds = start, 0
         while done < end:
-            stop = min(end, done + wire.MAX_SPAN_BYTES)
-            entry, inline = self._make_readable(entry, done, stop, wanted=end, inline=True)
+            stop = min(end, (done + wire.MAX_SPAN_BYTES) // PAGE_BYTES * PAGE_BYTES)
             part = buffer[done - start : stop - start]
+            entry, inline = self._make_readable(
+                entry, done, stop, wanted=end, inline=True, into=part
+            )
             if inline is None and rounds == ROUNDS:
                 inline = self._read_through(entry, done, stop)
-            if inline is not None:
+            if inline is part:
+                pass
+            elif inline is not None:
                 part[:] = inline
             elif not copy_into(entry, done, part, self._visited):
                 rounds += 1
@@ -448,11 +466,19 @@ class Reader:
         return entry, end - start
 
     def _make_readable(
-        self, entry: Entry, start: int, end: int, *, wanted: int = 0, inline: bool = False
-    ) -> tuple[Entry, bytes | None]:
+        self,
+        entry: Entry,
+        start: int,
+        end: int,
+        *,
+        wanted: int = 0,
+        inline: bool = False,
+        into: memoryview | None = None,
+    ) -> tuple[Entry, bytes | memoryview | None]:
         """See that bytes [start, end), 8 MiB at most or hot, are present and verified. Returns
         the entry to use, and the bytes themselves where they could only be read through, or,
-        with ``inline``, where they came with the answer."""
+        with ``inline``, where they came with the answer; and ``into`` where it was filled with
+        them on the way, which reads them once instead of twice."""
         # Planned once a read: a second look at the same place would end the sequence.
         ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
         # What follows a sequential read is best found in the index, by this reader and others.
@@ -462,11 +488,12 @@ class Reader:
         is_hit, asked = True, b""
         for _ in range(ROUNDS):
             entry = self.current(entry)
-            missing = self._missing(entry, start, end)
+            taken = into if into and self._first_touch_into(entry, start, end, into) else None
+            missing = [] if taken is not None else self._verifier.missing(entry, start, end)
             if not missing:
                 if is_hit:
                     self._note_hit(entry, start, end, ahead)
-                return entry, None
+                return entry, taken
             if asked and entry.raw == asked and entry.record.data_id:
                 # It is there, said the agent, and yet it is not: let it look.
                 self._verifier.report(entry, missing)
@@ -486,43 +513,8 @@ class Reader:
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
-        if ahead[1] and self._absent(entry, ahead[0], sum(ahead)):
+        if ahead[1] and self._verifier.absent(entry, ahead[0], sum(ahead)):
             self._link.tell(wire.Advise(entry.path, entry.record.token, *ahead))
-
-    def _absent(self, entry: Entry, start: int, end: int) -> bool:
-        """Return whether any page of the span is not present, verified or not."""
-        for segment in entry.segments_of(start, end):
-            first, last = span_pages(segment, start, end)
-            if segment.verified.find(0, first, last) < 0:
-                continue
-            if not segment.extent_id or self._verifier.lacking(entry, segment, first, last):
-                return True
-        return not entry.segments
-
-    def _missing(self, entry: Entry, start: int, end: int) -> list[tuple[int, int]]:
-        """Verify what is present of [start, end) and return the page spans, in object pages, that
-        are not."""
-        if not entry.segments:
-            return [(start >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1)] if end > start else []
-        missing: list[tuple[int, int]] = []
-        for segment in entry.segments_of(start, end):
-            first, last = span_pages(segment, start, end)
-            if segment.verified.find(0, first, last) < 0 and segment.held.ext is not None:
-                continue
-            base = segment.start >> PAGE_SHIFT
-            if segment.held.ext is None and not self._handles.open(entry, segment):
-                missing.append((base + first, base + last))
-                continue
-            lacking = self._verifier.lacking(entry, segment, first, last)
-            if lacking:
-                missing += [(base + page, base + page + 1) for page in lacking]
-            else:
-                missing += [
-                    (base + page, base + page + 1)
-                    for page in self._verifier.verify(entry, segment, first, last)
-                ]
-        entry.note_verified()
-        return missing
 
     def _read_through(self, entry: Entry, start: int, end: int) -> bytes:
         parts = []

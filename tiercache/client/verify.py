@@ -11,7 +11,8 @@ import threading
 import crc32c
 
 from tiercache import records, wire
-from tiercache.client.entry import UNCHECKED, Entry, Segment
+from tiercache.client.entry import UNCHECKED, Entry, Segment, span_pages
+from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT
 from tiercache.policy.pages import has_page
@@ -28,9 +29,10 @@ VERIFY_BYTES = 512 * 1024
 class Verifier:
     """Presence and checksums, from the index."""
 
-    def __init__(self, index: MetadataReader, link: Link) -> None:
+    def __init__(self, index: MetadataReader, link: Link, handles: Handles) -> None:
         self._index = index
         self._link = link
+        self._handles = handles
         self._buffers = threading.local()
         # Single dict operations, atomic by themselves
         self._chunks: dict[tuple[int, int], bytes] = {}
@@ -70,6 +72,33 @@ class Verifier:
         offset = start - segment.start - begin
         return data if end - start == len(data) else data[offset : offset + end - start]
 
+    def read_into(
+        self, entry: Entry, segment: Segment, start: int, end: int, into: memoryview
+    ) -> bool:
+        """Fill ``into`` with bytes [start, end), whole pages of one segment, each checked while
+        the processor's cache holds it. False where a page is cut, absent or bad."""
+        ext = segment.held.ext
+        begin, stop = start - segment.start, end - segment.start
+        cut = begin % PAGE_BYTES or (stop % PAGE_BYTES and end != segment.end)
+        if ext is None or cut or entry.record.packed:
+            return False
+        for at in range(begin, stop, VERIFY_BYTES):
+            part = into[at - begin : min(at - begin + VERIFY_BYTES, stop - begin)]
+            first, last = at >> PAGE_SHIFT, (at + len(part) + PAGE_BYTES - 1) >> PAGE_SHIFT
+            crcs = self._present(entry, segment, first, last)
+            try:
+                if not crcs or os.preadv(ext.fd, (part,), segment.base + at) != len(part):
+                    return False
+            except OSError:
+                return False
+            for page in range(first, last):
+                inside = (page - first) << PAGE_SHIFT
+                crc = crc32c.crc32c(part[inside : inside + PAGE_BYTES])
+                if crc.to_bytes(4, "little") != crcs[inside >> 14 : (inside >> 14) + 4]:
+                    return False
+                segment.verified[page] = 1
+        return True
+
     def _present(self, entry: Entry, segment: Segment, first: int, last: int) -> bytes:
         """Return the checksums of these pages of a large object; nothing where one is absent.
 
@@ -93,6 +122,41 @@ class Verifier:
                 self._chunks.clear()
             self._chunks[entry.record.data_id, chunk] = raw
         return raw[BITMAP_BYTES + relative * 4 : BITMAP_BYTES + end * 4]
+
+    def missing(self, entry: Entry, start: int, end: int) -> list[tuple[int, int]]:
+        """Verify what is present of [start, end) and return the page spans, in object pages, that
+        are not."""
+        if not entry.segments:
+            return [(start >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1)] if end > start else []
+        missing: list[tuple[int, int]] = []
+        for segment in entry.segments_of(start, end):
+            first, last = span_pages(segment, start, end)
+            if segment.verified.find(0, first, last) < 0 and segment.held.ext is not None:
+                continue
+            base = segment.start >> PAGE_SHIFT
+            if segment.held.ext is None and not self._handles.open(entry, segment):
+                missing.append((base + first, base + last))
+                continue
+            lacking = self.lacking(entry, segment, first, last)
+            if lacking:
+                missing += [(base + page, base + page + 1) for page in lacking]
+            else:
+                missing += [
+                    (base + page, base + page + 1)
+                    for page in self.verify(entry, segment, first, last)
+                ]
+        entry.note_verified()
+        return missing
+
+    def absent(self, entry: Entry, start: int, end: int) -> bool:
+        """Return whether any page of the span is not present, verified or not."""
+        for segment in entry.segments_of(start, end):
+            first, last = span_pages(segment, start, end)
+            if segment.verified.find(0, first, last) < 0:
+                continue
+            if not segment.extent_id or self.lacking(entry, segment, first, last):
+                return True
+        return not entry.segments
 
     def lacking(self, entry: Entry, segment: Segment, first: int, last: int) -> list[int]:
         if entry.record.packed:
