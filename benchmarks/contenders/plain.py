@@ -31,18 +31,21 @@ OPEN_FILES = 1024
 WRITE_BYTES = 4 << 20
 IN_FLIGHT = 16
 
-_FOLDERS: WeakKeyDictionary[Lab, Path] = WeakKeyDictionary()
+_FOLDERS: WeakKeyDictionary[Lab, dict[str, Path]] = WeakKeyDictionary()
 
 
-def files(lab: Lab, objects: Sequence[Object]) -> Path:
-    """Bring objects to plain files named by their keys, once a run, unless they are there."""
+def files(lab: Lab, objects: Sequence[Object], state: State = "hot") -> Path:
+    """Bring objects to plain files named by their keys, once a run and state, unless they are
+    there. What the page cache took in by blocks, as after ``nvme``, is slower to read than what
+    was written: hot files are never dropped from it."""
     import obstore
 
     from benchmarks.contenders.obstore_s3 import store
 
-    if lab not in _FOLDERS:
-        _FOLDERS[lab] = lab.folder("plain")
-    folder = _FOLDERS[lab]
+    folders = _FOLDERS.setdefault(lab, {})
+    if state not in folders:
+        folders[state] = lab.folder(f"plain-{state}")
+    folder = folders[state]
     left = [one for one in objects if not (folder / one.key).exists()]
     if not left:
         return folder
@@ -77,7 +80,7 @@ class _Plain(Contender):
 
     def prepare(self, objects: Sequence[Object], state: State) -> None:
         self._open_files = len(objects) <= OPEN_FILES
-        self._folder = files(self._lab, objects)
+        self._folder = files(self._lab, objects, state)
         if state == "nvme":
             page_cache.drop(self._folder / one.key for one in objects)
 
