@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import findings, plots, results
+from benchmarks import findings, plots, readme, results
 from benchmarks.findings import Beat, Per
 from benchmarks.harness import Bar, Figure, Result, Sample
 from benchmarks.results import Report
@@ -347,10 +347,12 @@ def _write_plots(wanted: Sequence[plots.Plot], styles: dict[str, plots.Look], fo
 
 
 def is_current(report: Report) -> bool:
-    """Whether the document is what the results make it, and every plot it shows is there."""
+    """Whether the document and the README's table are what the results make them, and every
+    plot that is shown is there."""
     before = DOCUMENT.read_text(encoding="utf-8")
     there = all((IMAGES / f"{plot.name}.png").exists() for plot in _quoted(report))
-    return there and before == document(report, before)
+    first = readme.README.read_text(encoding="utf-8")
+    return there and before == document(report, before) and first == readme.renewed(report, first)
 
 
 def main(arguments: list[str]) -> int:
@@ -371,4 +373,6 @@ def main(arguments: list[str]) -> int:
     before = DOCUMENT.read_text(encoding="utf-8")
     DOCUMENT.write_text(document(report, before), encoding="utf-8")
     _write_plots(_quoted(report), plots.looks(report.results), IMAGES)
+    first = readme.README.read_text(encoding="utf-8")
+    readme.README.write_text(readme.renewed(report, first), encoding="utf-8")
     return 0
