@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import findings, page, plots, report, results, workload
+from benchmarks import findings, page, plots, readme, report, results, workload
 from benchmarks.harness import Bar, Figure, Missing, Outcome, Result, Role
 from benchmarks.results import Failed
 from benchmarks.texts import dollars, number
@@ -373,11 +373,36 @@ def test_check_tells_a_stale_document(
     file, stale = tmp_path / "results.json", tmp_path / "benchmarks.md"
     results.save(report_of([result("x", figure("ours", "ours", 1.0))]), file)
     stale.write_text(f"# Title\n\n{report.BEGIN}\n\nold\n\n{report.END}\n", encoding="utf-8")
+    first = tmp_path / "README.md"
+    first.write_text(f"# T\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n", encoding="utf-8")
     monkeypatch.setattr(report, "DOCUMENT", stale)
+    monkeypatch.setattr(readme, "README", first)
     assert report.main([str(file), "--check"]) == 1
     assert "out of date" in capsys.readouterr().err
     stale.write_text(report.document(results.load(file), stale.read_text()), encoding="utf-8")
+    assert report.main([str(file), "--check"]) == 1, "the README is stale still"
+    first.write_text(readme.renewed(results.load(file), first.read_text()), encoding="utf-8")
     assert report.main([str(file), "--check"]) == 0
+    assert first.read_text(encoding="utf-8").endswith(f"{readme.END}\nbelow\n")
+    first.write_text("# T\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="lost the place"):
+        report.main([str(file), "--check"])
+
+
+def test_the_readmes_table_says_the_fastest_of_ours_bounds_and_rivals() -> None:
+    def rate(name: str, role: Role, value: float) -> Figure:
+        return figure(name, role, value, unit="MB/s", higher_is_better=True)
+
+    found = result(
+        readme.WORKLOADS[0],
+        rate("ns.read", "ours", 100.0),
+        rate("another of ours", "ours", 90.0),
+        rate("pread", "bound", 120.0),
+        rate("slow", "rival", 10.0),
+        rate("fast", "rival", 200.0),
+    )
+    (row,) = readme.table(report_of([found])).splitlines()[2:]
+    assert row.endswith("| 100 | pread 120 | fast 200 · slow 10.0 |")
 
 
 # A number with a unit of time, rate, money or proportion is a figure. Sizes and counts that one
