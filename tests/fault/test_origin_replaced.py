@@ -160,15 +160,13 @@ def test_readers_of_all_kinds_while_it_is_replaced_again_and_again(
     rig.put("object", version(0, sizes[0]))
     ns = rig.namespace(ttl_s=0.02, negative_ttl_s=0.02)
     stop = threading.Event()
-    counts = {"pure": 0, "stale": 0}
+    counts = {"pure": 0, "stale": 0, "versions": 0}
 
-    def replace() -> int:
-        number = 0
+    def replace() -> None:
         while not stop.is_set():
-            number += 1
-            rig.put("object", version(number, sizes[number % 2]))
+            counts["versions"] += 1
+            rig.put("object", version(counts["versions"], sizes[counts["versions"] % 2]))
             time.sleep(0.05)
-        return number
 
     def read(worker: int) -> None:
         rng = random.Random(seed + worker)
@@ -182,13 +180,17 @@ def test_readers_of_all_kinds_while_it_is_replaced_again_and_again(
     with ThreadPoolExecutor(9) as pool:
         writer = pool.submit(replace)
         readers = [pool.submit(read, worker) for worker in range(8)]
-        time.sleep(4.0)
-        stop.set()
-        for reader in readers:
-            reader.result()
-        last = writer.result()
-    assert counts["pure"] > 20, counts
-    assert last > 5
+        try:
+            eventually(
+                lambda: counts["versions"] > 20 and counts["pure"] > 100,
+                within_s=40,
+                what="many versions and many reads",
+            )
+        finally:
+            stop.set()
+        for done in (writer, *readers):
+            done.result()
+    last = counts["versions"]
     final = version(last, sizes[last % 2])
     eventually(lambda: ns.read("/m/object") == final)
 

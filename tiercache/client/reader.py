@@ -303,12 +303,13 @@ class Reader:
         epoch = self._words[_EPOCH]
         if entry.epoch == epoch:
             return entry
-        raw = self._index.get(records.object_key(entry.digest))
+        raw = self._index.get(records.object_key(entry.digest)) or b""
         generation = self._words[_GENERATION]
-        if raw is not None and raw == entry.raw and entry.generation == generation:
+        # An index that cannot be written knows no more of the name than it did: b"" both times.
+        if raw == entry.raw and entry.generation == generation:
             entry.epoch = epoch
             return entry
-        record = records.decode_object(raw) if raw is not None else None
+        record = records.decode_object(raw) if raw else None
         if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
             if self._hot.get(entry.path) is entry:
                 self._hot.pop(entry.path, None)  # it serves its handles on, not the name
@@ -318,7 +319,7 @@ class Reader:
             raise StaleHandle("the object was replaced or removed", path=entry.path)
         same = entry if entry.generation == generation else None
         newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
-        newer.raw, newer.generation = raw or b"", generation
+        newer.raw, newer.generation = raw, generation
         newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
         newer.epoch = epoch
         if self._hot.get(entry.path) is entry:
