@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import page_cache
 from benchmarks.contenders.contender import Object, missing_package
 from benchmarks.harness import Missing, Role
 from benchmarks.lab import BUCKET, MOUNT, Lab, path_of
@@ -202,8 +203,8 @@ def _nothing(_objects: Sequence[Object], _state: State) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """``prepare`` makes it cold, or as hot as it can without a job: a cache that only reading
-    fills is hot after a run that does not count."""
+    """``prepare`` brings it into a state, before each round but in ``hot``, as far as it can
+    without a job: a cache that only reading fills is warm after a run that does not count."""
 
     name: str
     role: Role
@@ -237,7 +238,7 @@ def chosen(
 def _plain(lab: Lab, name: str, _namespace: Namespace, _endpoint: str) -> Source:
     folder = lab.folder("plain")
 
-    def prepare(objects: Sequence[Object], _state: State) -> None:
+    def prepare(objects: Sequence[Object], state: State) -> None:
         left = [found for found in objects if not (folder / found.key).exists()]
         for directory in {(folder / found.key).parent for found in left}:
             directory.mkdir(parents=True, exist_ok=True)
@@ -249,6 +250,8 @@ def _plain(lab: Lab, name: str, _namespace: Namespace, _endpoint: str) -> Source
 
         with ThreadPoolExecutor(COPIES_IN_FLIGHT) as pool:
             list(pool.map(copy, left))
+        if state == "nvme":
+            page_cache.drop(folder / found.key for found in objects)
 
     return Source(name=name, role="bound", way=Way(PlainFiles, (str(folder),)),
                   prepare=prepare)  # fmt: skip
@@ -257,11 +260,17 @@ def _plain(lab: Lab, name: str, _namespace: Namespace, _endpoint: str) -> Source
 def _prepared(namespace: Namespace) -> Callable[[Sequence[Object], State], None]:
     def prepare(objects: Sequence[Object], state: State) -> None:
         folder = f"{MOUNT}/{objects[0].key.partition('/')[0]}"
-        if state == "cold":
-            namespace.evict(folder)
-            namespace.invalidate(folder)
-        else:
-            namespace.prefetch(folder, background=False).wait()
+        match state:
+            case "cold" | "half-warm":
+                namespace.evict(folder)
+                namespace.invalidate(folder)
+            case "hot" | "nvme":
+                namespace.prefetch(folder, background=False).wait()
+        if state == "half-warm":
+            half = [f"{MOUNT}/{found.key}" for found in objects[::2]]
+            namespace.prefetch(half, background=False).wait()
+        if state == "nvme":
+            page_cache.drop_below(Path(namespace.settings.cache.dir) / "extents")
 
     return prepare
 
@@ -282,6 +291,8 @@ def _filecache(lab: Lab, name: str, _namespace: Namespace, endpoint: str) -> Sou
         if state == "cold":
             shutil.rmtree(folder)
             folder.mkdir()
+        if state == "nvme":
+            page_cache.drop_below(folder)
 
     way = Way(cached_files, (endpoint, str(folder)))
     return Source(name=name, role="rival", way=way, prepare=prepare)

@@ -25,7 +25,6 @@ def parquet_scan(lab: Lab, workload: Workload) -> Outcome:
     """Two of four columns and a filter over one of them, all files, by pyarrow's dataset."""
     objects = lab.objects(workload.dataset)
     rows, needed = _contents(lab, objects)
-    hot = workload.state == "hot"
     with lab.namespace() as namespace, Trainer() as trainer:
         sources, missing = chosen(lab, workload.contenders, namespace)
         race = Race(amount=rows / 1e6, unit="M rows/s", per="s")
@@ -52,7 +51,7 @@ def parquet_scan(lab: Lab, workload: Workload) -> Outcome:
             "rounds": rounds,
         },
         notes=(
-            f"asked of the origin in one {'second' if hot else 'first'} scan, in MB, where the "
+            f"asked of the origin in one {workload.state} scan, in MB, where the "
             f"columns have {needed / 1e6:.1f}: "
             + ", ".join(f"{name} {count / 1e6:.1f}" for name, count in asked.items()),
             "ns.local_path fetches whole files: its scan has them on the node, and on any later "
@@ -76,14 +75,14 @@ def _add(
         found: Measured = trainer.run(scan, source.way, workload.dataset.folder)
         return found
 
-    cold = workload.state == "cold"
-    if not cold:
+    once, cold = workload.state == "hot", workload.state == "cold"
+    if once:
         prepare()
     race.add(
         source.name,
         source.role,
         run,
-        prepare=prepare if cold else None,
+        prepare=None if once else prepare,
         work=WHOLE if cold and source.name == "ns.local_path" else "",
         sampler=lab.sampler(namespace=source.namespace),
     )

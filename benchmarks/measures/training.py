@@ -78,14 +78,15 @@ def _add(
     def prepare() -> None:
         source.prepare(objects, workload.state)
 
-    if workload.state != "cold":
+    once = workload.state == "hot"
+    if once:
         prepare()
     many = len(workload.load.processes) > 1
     race.add(
         f"{source.name} × {workers}" if many else source.name,
         source.role,
         lambda: run(workers),
-        prepare=prepare if workload.state == "cold" else None,
+        prepare=None if once else prepare,
         processes=workers,
         sampler=lab.sampler(namespace=source.namespace),
     )
