@@ -49,6 +49,7 @@ class Fault:
     reads_too = False
     index_too = False
     delay_s = 0.0
+    discard_delay_s = 0.0
     refusals = 0
 
     def change(self) -> None:
@@ -87,6 +88,7 @@ class FailingFiles(ExtentFiles):
         super().truncate(extent_id, length)
 
     def discard(self, extent_id: int) -> None:
+        time.sleep(FAULT.discard_delay_s)
         if FAULT.code in (errno.EROFS, errno.EIO):
             FAULT.change()
         super().discard(extent_id)
@@ -229,6 +231,18 @@ def test_a_slow_device_slows_nobody_else(failing: Namespace, tmp_path: Path) -> 
     read_and_compare(failing, cold)
     assert sorted(waits_s)[len(waits_s) // 2] < FAULT_DELAY_S / 3, waits_s
     assert problem(failing) == ""
+
+
+def test_readers_let_go_of_what_a_slow_device_discards(failing: Namespace, tmp_path: Path) -> None:
+    """A reader looks when it is told of an eviction: the file must have left its place by then,
+    or its bytes stay on the device until the next eviction, and reads wait for room."""
+    origin = FileOrigin(tmp_path / "origin")
+    objects = origin.fill("evicted", [4_000_000] * 9)
+    trash = tmp_path / "cache" / "extents" / "trash"
+    FAULT.discard_delay_s = 0.15
+    read_and_compare(failing, objects)
+    assert failing.status()["cache"]["evicted_extents"]
+    wait_for(lambda: not os.listdir(trash), timeout_s=5)
 
 
 # -- a real file system that is full --------------------------------------------------------

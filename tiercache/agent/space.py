@@ -491,22 +491,30 @@ class Space:
         self._sieve.remove(state.id)
         self._members.pop(state.id, None)
         self._slots.give(state.slot, state.slots)
-        self._state.bump_epoch()
         self._forgotten_s[state.id] = asyncio.get_running_loop().time()
         try:
-            self._extents.discard(state.id)
+            self._discard(state.id)
         except OSError:
             self._refused_discards.add(state.id)
             return
         with contextlib.suppress(OSError):  # the next tick tries again
             self.reap()
 
+    def _discard(self, extent_id: int) -> None:
+        """Take the file out of readers' reach, and tell them. Raises OSError."""
+        try:
+            self._extents.discard(extent_id)
+        finally:
+            # Behind the rename: a reader that looks when the epoch moves, and finds the file still
+            # in its place, holds it until the epoch moves again.
+            self._state.bump_epoch()
+
     def reap(self) -> int:
         """Take back what no reader holds any more; return freed bytes. Raises OSError."""
         freed = 0
         while self._refused_discards:
             extent_id = next(iter(self._refused_discards))
-            self._extents.discard(extent_id)
+            self._discard(extent_id)
             self._refused_discards.remove(extent_id)
         for extent_id, _ in self._extents.reap():
             freed += self.ledger.discharge(extent_id)
