@@ -57,8 +57,8 @@ def working_set(lab: Lab, workload: Workload) -> Outcome:
     series: list[Series] = []
     notes: list[str] = []
     for name, announced in (("ns.read", False), ("ns.read, order announced", True)):
-        with _reading_ours(lab, capacity, reads, announced=announced) as (read, namespace):
-            epochs = _read(lab, reads, read, step, namespace)
+        with _reading_ours(lab, capacity, reads) as (read, namespace):
+            epochs = _read(lab, reads, read, step, namespace, announced=announced)
         figures.append(_figure(name, "ours", epochs.fetched_bytes, epochs.sample))
         series.append(
             Series(name=name, unit="hit ratio", x=tuple(epochs.hit_times_s),
@@ -98,12 +98,10 @@ def _figure(name: str, role: Role, fetched: int, sample: Sample | None = None) -
 
 @contextmanager
 def _reading_ours(
-    lab: Lab, capacity: int, reads: Reads, *, announced: bool
+    lab: Lab, capacity: int, reads: Reads
 ) -> Iterator[tuple[Callable[[str], Any], Namespace]]:
     with lab.namespace(lab.settings(capacity_bytes=capacity)) as namespace:
         namespace.list(path_of(reads[0].key.partition("/")[0]), recursive=True)
-        if announced:
-            namespace.prefetch([path_of(found.key) for found in reads], ordered=True)
         yield (lambda key: namespace.read(path_of(key))), namespace
 
 
@@ -114,8 +112,9 @@ def _read(
     step: int,
     namespace: Namespace | None = None,
     folder: Path | None = None,
+    announced: bool = False,
 ) -> Epochs:
-    """Read the trace, in order and as fast as it comes."""
+    """Read the trace, in order and as fast as it comes; ``announced``: told to ours before."""
     epochs = Epochs()
     if namespace is not None:
         folder = Path(namespace.settings.cache.dir)
@@ -123,6 +122,8 @@ def _read(
     sampler = lab.sampler(namespace=namespace)()
     sampler.begin()
     started_s = time.perf_counter()
+    if namespace is not None and announced:  # its first bytes count too
+        namespace.prefetch([path_of(found.key) for found in reads], ordered=True)
     hits = 0
     for number, found in enumerate(reads, 1):
         if namespace is not None:
