@@ -28,6 +28,8 @@ TREE: dict[str, tuple[str, type[Exception], int]] = {
     "Unsupported": ("TiercacheError", NotImplementedError, 0),
     "FormatError": ("TiercacheError", ValueError, 0),
     "AgentUnavailable": ("TiercacheError", ConnectionError, errno.ECONNREFUSED),
+    "MetadataUnavailable": ("TiercacheError", ConnectionError, errno.EHOSTUNREACH),
+    "MetadataFenced": ("TiercacheError", Exception, 0),
     "Interrupted": ("TiercacheError", Exception, 0),
 }
 

@@ -15,6 +15,8 @@
     ├── Unsupported         (NotImplementedError) the origin or this version lacks a capability
     ├── FormatError         (ValueError)          a cache directory or frame of another format
     ├── AgentUnavailable    (ConnectionError)     no agent could be reached or started
+    ├── MetadataUnavailable (ConnectionError)     the metadata store cannot be asked
+    ├── MetadataFenced                            another agent has taken the metadata store over
     └── Interrupted                               the operation was cancelled
 
 Each carries ``message``, ``path`` (namespace path or URL, may be empty) and ``remedy`` (may be
@@ -105,6 +107,14 @@ class FormatError(TiercacheError, ValueError):
 
 class AgentUnavailable(TiercacheError, ConnectionError):
     _errno = errno.ECONNREFUSED
+
+
+class MetadataUnavailable(TiercacheError, ConnectionError):
+    _errno = errno.EHOSTUNREACH
+
+
+class MetadataFenced(TiercacheError):
+    pass
 
 
 class Interrupted(TiercacheError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from tiercache.model import ObjectInfo
 
 Buffer = bytes | bytearray | memoryview
+NOTHING_REQUIRED: Mapping[bytes, bytes | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,7 @@ class Origin(Protocol):
     async def close(self) -> None: ...
 
 
-class MetadataReader(Protocol):
+class IndexReader(Protocol):
     """Ordered byte keys to byte values, as of the last commit. Thread safe. A reader sees each
     commit whole or not at all."""
 
@@ -149,8 +151,8 @@ class MetadataReader(Protocol):
     def close(self) -> None: ...
 
 
-class MetadataStore(MetadataReader, Protocol):
-    """The writing side; one process at a time."""
+class IndexStore(IndexReader, Protocol):
+    """The NVMe index, its writing side; one process at a time."""
 
     def commit(self, batch: Mapping[bytes, bytes | None]) -> int:
         """Apply all (None deletes) atomically and durably; return the commit's sequence number."""
@@ -162,6 +164,69 @@ class MetadataStore(MetadataReader, Protocol):
 
     def size_bytes(self) -> int:
         """Return the bytes it occupies on its device now."""
+        ...
+
+
+class MetadataStore(Protocol):
+    """What must outlive the NVMe: ordered byte keys to byte values, in one of several engines.
+
+    Used from one event loop, by one agent at a time. Keys are 1 to 511 bytes and do not begin
+    with a zero byte (the engine's own); values are 16 MiB at most. Every call ends within the
+    engine's limits of time. Errors: MetadataUnavailable where the store cannot be asked (a
+    commit's outcome is unknown then; putting the same again is safe), MetadataFenced where
+    another agent has taken over, which is for good, and FormatError.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where it is, as configured: no secret in it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A random name that the store got when it was made, and keeps."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last commit that is known here."""
+        ...
+
+    async def get(self, key: bytes) -> bytes | None: ...
+
+    def scan(
+        self, prefix: bytes, *, start: bytes = b"", limit: int | None = None
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield pairs whose key begins with ``prefix``, from ``start`` on, in key order, as of
+        the moment it began."""
+        ...
+
+    async def commit(
+        self,
+        batch: Mapping[bytes, bytes | None],
+        *,
+        preconditions: Mapping[bytes, bytes | None] = NOTHING_REQUIRED,
+    ) -> int:
+        """Apply all (None deletes) atomically; return the commit's sequence number, durable by
+        then. An empty batch writes nothing and returns the last one.
+
+        ``preconditions``: what keys must hold (None: nothing) for the commit to happen; else
+        raises PreconditionFailed. Raises ValueError for a bad key or value. Nothing was applied
+        then."""
+        ...
+
+    async def flush(self) -> None:
+        """Write what the engine holds back to where the next opening reads it fastest. What was
+        committed is durable without."""
+        ...
+
+    async def check_owner(self) -> None:
+        """Ask the store itself whether this agent is still its writer. Raises MetadataFenced,
+        MetadataUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Give it up. Idempotent. No other call may be in flight."""
         ...
 
 

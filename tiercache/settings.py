@@ -82,6 +82,21 @@ class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class MetadataSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where knowledge is kept that must outlive the cache directory; empty is nowhere.
+
+    ``url`` is ``lmdb:/path`` of a directory on a block volume, or ``s3://``, ``az://``, ``gs://``
+    or ``file://`` with bucket and prefix for SlateDB, reached as ``profile`` says.
+    ``commit_interval_s``: what is learnt is committed together after this time at the latest.
+    ``deadline_s`` bounds each request to the store with all its retries.
+    """
+
+    url: str = ""
+    profile: str = "default"
+    commit_interval_s: float = 0.1
+    deadline_s: float = 10.0
+
+
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``idle_timeout_s``: an agent without clients and jobs leaves after this; 0 means never."""
 
@@ -99,3 +114,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=lambda: {"default": ProfileSettings()}
     )
     agent: AgentSettings = AgentSettings()
+    metadata: MetadataSettings = MetadataSettings()

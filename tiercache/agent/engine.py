@@ -35,7 +35,7 @@ from tiercache.errors import (
 )
 from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
-from tiercache.ports import ExtentStore, MetadataStore, SharedState
+from tiercache.ports import ExtentStore, IndexStore, SharedState
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
 
@@ -59,7 +59,7 @@ LOCAL_ROUNDS = 8
 class Parts:
     """What compose hands to an engine."""
 
-    store: MetadataStore
+    store: IndexStore
     extents: ExtentStore
     state: SharedState
     open_origin: OpenOrigin

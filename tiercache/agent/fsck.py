@@ -20,8 +20,8 @@ from tiercache.agent.contents import without_data
 from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES, PACK_SLOTS
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
-from tiercache.ports import ExtentDirectory, ExtentReader, ExtentStore, MetadataReader
-from tiercache.ports import MetadataStore as Store
+from tiercache.ports import ExtentDirectory, ExtentReader, ExtentStore, IndexReader
+from tiercache.ports import IndexStore as Store
 from tiercache.records import BITMAP_BYTES, ExtentRecord, ObjectRecord
 
 # One snapshot of the index is held for so many records: long-lived ones make LMDB grow.
@@ -104,7 +104,7 @@ class _Checker:
 
     def __init__(
         self,
-        reader: MetadataReader,
+        reader: IndexReader,
         extents: ExtentDirectory,
         *,
         online: bool,
@@ -454,7 +454,7 @@ class _Checker:
 
 
 def check_online(
-    reader: MetadataReader,
+    reader: IndexReader,
     extents: ExtentDirectory,
     *,
     disk_bytes: int,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 
 from tiercache import records
-from tiercache.ports import MetadataStore
+from tiercache.ports import IndexStore
 from tiercache.records import ExtentRecord, ObjectRecord
 
 # ~1 ms of decoding between two turns of the event loop.
@@ -24,9 +24,9 @@ _OBJECT = records.object_key(b"")
 
 
 class Index:
-    """Owned by the event loop; only ``MetadataStore.commit`` runs on the executor."""
+    """Owned by the event loop; only ``IndexStore.commit`` runs on the executor."""
 
-    def __init__(self, store: MetadataStore, executor: Executor) -> None:
+    def __init__(self, store: IndexStore, executor: Executor) -> None:
         self._store = store
         self._executor = executor
         self._pending: dict[bytes, bytes | None] = {}

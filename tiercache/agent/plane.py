@@ -14,7 +14,7 @@ from tiercache.agent.packs import PackWriter
 from tiercache.agent.pins import Pins
 from tiercache.agent.space import Space
 from tiercache.clock import Clock
-from tiercache.ports import ExtentStore, MetadataStore, SharedState
+from tiercache.ports import ExtentStore, IndexStore, SharedState
 from tiercache.settings import CacheSettings
 
 
@@ -39,7 +39,7 @@ class Plane:
 def build_plane(
     *,
     settings: CacheSettings,
-    store: MetadataStore,
+    store: IndexStore,
     extents: ExtentStore,
     state: SharedState,
     clock: Clock,

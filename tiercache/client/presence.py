@@ -5,11 +5,11 @@ from __future__ import annotations
 from tiercache import records
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES
 from tiercache.policy.pages import count_pages, has_page, page_count
-from tiercache.ports import MetadataReader
+from tiercache.ports import IndexReader
 from tiercache.records import BITMAP_BYTES
 
 
-def cached_bytes(index: MetadataReader, digest: bytes) -> int:
+def cached_bytes(index: IndexReader, digest: bytes) -> int:
     """Return the bytes present of the last known version of the name with this hash."""
     raw = index.get(records.object_key(digest))
     if raw is None:

@@ -27,7 +27,7 @@ from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, Tie
 from tiercache.model import PAGE_BYTES, Kind, Stat
 from tiercache.policy.freshness import age_s, fresh_until_s
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
-from tiercache.ports import ExtentDirectory, ExtentReader, MetadataReader, SharedStateView
+from tiercache.ports import ExtentDirectory, ExtentReader, IndexReader, SharedStateView
 from tiercache.records import ObjectRecord
 
 _EPOCH, _GENERATION = 1, 2
@@ -51,7 +51,7 @@ class Reader:
     def __init__(
         self,
         *,
-        index: MetadataReader,
+        index: IndexReader,
         extents: ExtentDirectory,
         state: SharedStateView,
         link: Link,

@@ -16,7 +16,7 @@ from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES, PAGE_SHIFT
 from tiercache.policy.pages import has_page
-from tiercache.ports import ExtentReader, MetadataReader
+from tiercache.ports import ExtentReader, IndexReader
 from tiercache.records import BITMAP_BYTES
 
 # Chunk records at hand, 4.2 KiB each: each look into the index gives the interpreter away and takes
@@ -29,7 +29,7 @@ VERIFY_BYTES = 512 * 1024
 class Verifier:
     """Presence and checksums, from the index."""
 
-    def __init__(self, index: MetadataReader, link: Link, handles: Handles) -> None:
+    def __init__(self, index: IndexReader, link: Link, handles: Handles) -> None:
         self._index = index
         self._link = link
         self._handles = handles

@@ -1,4 +1,4 @@
-"""A MetadataStore in memory: the fake that passes the conformance suite of the real ones."""
+"""A IndexStore in memory: the fake that passes the conformance suite of the real ones."""
 
 from __future__ import annotations
 

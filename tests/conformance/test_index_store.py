@@ -1,4 +1,4 @@
-"""What every MetadataStore keeps: the contract class, and a subclass for each implementation."""
+"""What every IndexStore keeps: the contract class, and a subclass for each implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tiercache.errors import CacheFull, FormatError, NotFound, Unsupported
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
-from tiercache.ports import MetadataReader, MetadataStore
+from tiercache.ports import IndexReader, IndexStore
 from tiercache.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.timeout(60)
@@ -31,32 +31,32 @@ BATCHES = st.lists(
 )
 
 
-class MetadataStoreContract:
+class IndexStoreContract:
     """Subclasses give the fixtures ``store``, an empty store, and ``small``, one with room for
     less than 4 MiB."""
 
-    def test_absent_key_is_none(self, store: MetadataStore) -> None:
+    def test_absent_key_is_none(self, store: IndexStore) -> None:
         assert store.get(b"nothing") is None
         assert store.get_many([b"a", b"b"]) == [None, None]
 
-    def test_commit_then_get(self, store: MetadataStore) -> None:
+    def test_commit_then_get(self, store: IndexStore) -> None:
         store.commit({b"a": b"1", b"b": b""})
         assert store.get(b"a") == b"1"
         assert store.get(b"b") == b""
         assert store.get_many([b"b", b"x", b"a"]) == [b"", None, b"1"]
 
-    def test_none_deletes_and_absence_is_no_error(self, store: MetadataStore) -> None:
+    def test_none_deletes_and_absence_is_no_error(self, store: IndexStore) -> None:
         store.commit({b"a": b"1"})
         store.commit({b"a": None, b"never": None})
         assert store.get(b"a") is None
 
-    def test_sequence_numbers_rise_by_commit(self, store: MetadataStore) -> None:
+    def test_sequence_numbers_rise_by_commit(self, store: IndexStore) -> None:
         first = store.commit({b"a": b"1"})
         second = store.commit({b"a": b"2"})
         assert second == first + 1
         assert store.commit({}) == second
 
-    def test_values_are_bytes_of_their_own(self, store: MetadataStore) -> None:
+    def test_values_are_bytes_of_their_own(self, store: IndexStore) -> None:
         store.commit({b"a": b"x" * 5000})
         value = store.get(b"a")
         store.commit({b"a": b"y" * 5000})
@@ -64,19 +64,19 @@ class MetadataStoreContract:
         assert value == b"x" * 5000
 
     @pytest.mark.parametrize("key", [b"", b"k" * 512, b"\x00seq"])
-    def test_bad_key_refuses_the_whole_batch(self, store: MetadataStore, key: bytes) -> None:
+    def test_bad_key_refuses_the_whole_batch(self, store: IndexStore, key: bytes) -> None:
         with pytest.raises(ValueError, match="metadata key"):
             store.commit({b"good": b"1", key: b"2"})
         assert store.get(b"good") is None
 
-    def test_longest_key_is_kept_and_longer_ones_are_absent(self, store: MetadataStore) -> None:
+    def test_longest_key_is_kept_and_longer_ones_are_absent(self, store: IndexStore) -> None:
         store.commit({b"k" * 511: b"1"})
         assert store.get(b"k" * 511) == b"1"
         assert store.get(b"k" * 512) is None
         assert store.get(b"") is None
         assert store.get_many([b"", b"k" * 512]) == [None, None]
 
-    def test_scan_is_ordered_bounded_and_hides_bookkeeping(self, store: MetadataStore) -> None:
+    def test_scan_is_ordered_bounded_and_hides_bookkeeping(self, store: IndexStore) -> None:
         store.commit({b"b%d" % i: b"%d" % i for i in range(10)} | {b"a": b"-", b"c": b"-"})
         assert [key for key, _ in store.scan(b"b")] == [b"b%d" % i for i in range(10)]
         assert [key for key, _ in store.scan(b"b", start=b"b7")] == [b"b7", b"b8", b"b9"]
@@ -87,14 +87,14 @@ class MetadataStoreContract:
         assert next(iter(store.scan(b""))) == (b"a", b"-")
         assert len(list(store.scan(b""))) == 12
 
-    def test_scan_holds_its_snapshot(self, store: MetadataStore) -> None:
+    def test_scan_holds_its_snapshot(self, store: IndexStore) -> None:
         store.commit({b"k%d" % i: b"old" for i in range(5)})
         pairs = iter(store.scan(b"k"))
         assert next(pairs) == (b"k0", b"old")
         store.commit({b"k1": b"new", b"k4": None, b"k9": b"new"})
         assert list(pairs) == [(b"k%d" % i, b"old") for i in range(1, 5)]
 
-    def test_full_store_refuses_and_keeps_what_it_had(self, small: MetadataStore) -> None:
+    def test_full_store_refuses_and_keeps_what_it_had(self, small: IndexStore) -> None:
         small.commit({b"before": b"1"})
         with pytest.raises(CacheFull):
             small.commit({b"k%d" % i: b"x" * 4096 for i in range(1024)})
@@ -102,13 +102,13 @@ class MetadataStoreContract:
         assert small.get(b"before") == b"1"
         assert small.commit({b"after": b"2"}) == 2
 
-    def test_size_grows_with_what_it_holds(self, store: MetadataStore) -> None:
+    def test_size_grows_with_what_it_holds(self, store: IndexStore) -> None:
         store.commit({b"a": b"1"})
         before = store.size_bytes()
         store.commit({b"k%d" % i: b"x" * 4096 for i in range(64)})
         assert store.size_bytes() >= before + 64 * 4096
 
-    def test_readers_see_commits_whole(self, store: MetadataStore) -> None:
+    def test_readers_see_commits_whole(self, store: IndexStore) -> None:
         keys = [b"k%d" % i for i in range(50)]
         store.commit(dict.fromkeys(keys, b"0"))
         torn: list[list[bytes | None]] = []
@@ -131,17 +131,17 @@ class MetadataStoreContract:
         assert not torn
 
 
-class TestMemoryStore(MetadataStoreContract):
+class TestMemoryStore(IndexStoreContract):
     @pytest.fixture
-    def store(self) -> MetadataStore:
+    def store(self) -> IndexStore:
         return MemoryStore()
 
     @pytest.fixture
-    def small(self) -> MetadataStore:
+    def small(self) -> IndexStore:
         return MemoryStore(limit_bytes=1 << 20)
 
 
-class TestLmdbStore(MetadataStoreContract):
+class TestLmdbStore(IndexStoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[LmdbStore]:
         store = LmdbStore(tmp_path / "index.lmdb")
@@ -156,7 +156,7 @@ class TestLmdbStore(MetadataStoreContract):
 
     def test_a_reader_is_a_port(self, store: LmdbStore, tmp_path: Path) -> None:
         store.commit({b"a": b"1"})
-        reader: MetadataReader = LmdbReader(tmp_path / "index.lmdb")
+        reader: IndexReader = LmdbReader(tmp_path / "index.lmdb")
         assert reader.get(b"a") == b"1"
         store.commit({b"a": b"2"})
         assert reader.get(b"a") == b"2"
@@ -360,7 +360,7 @@ def test_behaves_as_a_dictionary(
     start: bytes,
 ) -> None:
     path = tmp_path_factory.mktemp("store") / "index.lmdb"
-    store: MetadataStore = LmdbStore(path) if kind == "lmdb" else MemoryStore()
+    store: IndexStore = LmdbStore(path) if kind == "lmdb" else MemoryStore()
     model: dict[bytes, bytes] = {}
     for batch in batches:
         store.commit(batch)
