@@ -94,6 +94,8 @@ TREE: dict[str, tuple[str, type[BaseException] | None]] = {
     "Unsupported": ("TiercacheError", NotImplementedError),
     "FormatError": ("TiercacheError", ValueError),
     "AgentUnavailable": ("TiercacheError", ConnectionError),
+    "MetadataUnavailable": ("TiercacheError", ConnectionError),
+    "MetadataFenced": ("TiercacheError", None),
     "Interrupted": ("TiercacheError", None),
 }
 
