@@ -20,6 +20,7 @@ from tests.conformance.origin_contract import (
     listed,
 )
 from tiercache.clock import BootClock
+from tiercache.cloud.obstore_stores import build_store
 from tiercache.errors import (
     AccessDenied,
     AlreadyExists,
@@ -28,7 +29,6 @@ from tiercache.errors import (
 )
 from tiercache.origins.exact import ExactNames
 from tiercache.origins.obstore_origin import ObstoreOrigin
-from tiercache.origins.obstore_stores import build_store
 from tiercache.origins.open import open_origin
 from tiercache.origins.probe import probe
 from tiercache.origins.resilient import Endpoint, ResilientOrigin

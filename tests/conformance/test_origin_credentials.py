@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from tiercache.clock import BootClock
+from tiercache.cloud.obstore_errors import scrubbed
+from tiercache.cloud.obstore_stores import BotoCredentials, uses_boto3
 from tiercache.errors import AccessDenied, ConfigError
-from tiercache.origins.obstore_errors import scrubbed
-from tiercache.origins.obstore_stores import BotoCredentials, uses_boto3
 from tiercache.origins.open import open_origin
 from tiercache.settings import ProfileSettings
 from tiercache.testing.object_servers import (

@@ -11,15 +11,8 @@ from azure.core import exceptions as azure
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.storage.blob import BlobPrefix, BlobProperties, ContainerClient
 
-from tiercache.errors import (
-    NotFound,
-    OriginUnavailable,
-    PreconditionFailed,
-    TiercacheError,
-)
-from tiercache.model import ObjectInfo
-from tiercache.origins.obstore_stores import azure_account
-from tiercache.origins.statuses import (
+from tiercache.cloud.obstore_stores import azure_account
+from tiercache.cloud.statuses import (
     bucket_missing,
     from_status,
     require_version,
@@ -27,6 +20,13 @@ from tiercache.origins.statuses import (
     truncated,
     version_gone,
 )
+from tiercache.errors import (
+    NotFound,
+    OriginUnavailable,
+    PreconditionFailed,
+    TiercacheError,
+)
+from tiercache.model import ObjectInfo
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
 from tiercache.settings import ProfileSettings

@@ -15,15 +15,7 @@ import requests.exceptions
 from google.api_core import exceptions as google_errors
 from google.cloud import storage  # type: ignore[import-untyped]  # ships no types
 
-from tiercache.errors import (
-    AccessDenied,
-    NotFound,
-    OriginUnavailable,
-    PreconditionFailed,
-    TiercacheError,
-)
-from tiercache.model import ObjectInfo
-from tiercache.origins.statuses import (
+from tiercache.cloud.statuses import (
     CREDENTIALS_REMEDY,
     another_version,
     bucket_missing,
@@ -33,6 +25,14 @@ from tiercache.origins.statuses import (
     truncated,
     version_gone,
 )
+from tiercache.errors import (
+    AccessDenied,
+    NotFound,
+    OriginUnavailable,
+    PreconditionFailed,
+    TiercacheError,
+)
+from tiercache.model import ObjectInfo
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
 from tiercache.settings import ProfileSettings

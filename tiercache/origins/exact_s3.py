@@ -17,6 +17,16 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 
+from tiercache.cloud.obstore_stores import s3_region
+from tiercache.cloud.statuses import (
+    CREDENTIALS_REMEDY,
+    bucket_missing,
+    from_status,
+    require_version,
+    taken,
+    truncated,
+    version_gone,
+)
 from tiercache.errors import (
     AccessDenied,
     NotFound,
@@ -26,16 +36,6 @@ from tiercache.errors import (
     Unsupported,
 )
 from tiercache.model import ObjectInfo
-from tiercache.origins.obstore_stores import s3_region
-from tiercache.origins.statuses import (
-    CREDENTIALS_REMEDY,
-    bucket_missing,
-    from_status,
-    require_version,
-    taken,
-    truncated,
-    version_gone,
-)
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import Always, Buffer, Condition, Fetched, IfAbsent, IfVersion, ListPage
 from tiercache.settings import ProfileSettings

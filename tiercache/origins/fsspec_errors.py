@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from tiercache.cloud.statuses import (
+    CREDENTIALS_REMEDY,
+    from_status,
+    taken,
+)
 from tiercache.errors import (
     AccessDenied,
     NotFound,
     OriginUnavailable,
     TiercacheError,
     Unsupported,
-)
-from tiercache.origins.statuses import (
-    CREDENTIALS_REMEDY,
-    from_status,
-    taken,
 )
 
 _CAUSES = 5  # a filesystem wraps its client's error once or twice

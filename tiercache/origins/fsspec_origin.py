@@ -20,6 +20,12 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from tiercache.cloud.statuses import (
+    bucket_missing,
+    require_version,
+    taken,
+    truncated,
+)
 from tiercache.errors import (
     AlreadyExists,
     ConfigError,
@@ -31,12 +37,6 @@ from tiercache.errors import (
 )
 from tiercache.model import ObjectInfo
 from tiercache.origins.fsspec_errors import translate
-from tiercache.origins.statuses import (
-    bucket_missing,
-    require_version,
-    taken,
-    truncated,
-)
 from tiercache.policy.urls import OriginUrl
 from tiercache.ports import (
     Always,

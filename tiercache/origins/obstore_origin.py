@@ -16,6 +16,15 @@ from typing import Any, TypeVar
 
 import obstore
 
+from tiercache.cloud.obstore_errors import BAD_NAME, OBSTORE_ERRORS, status_of, translate
+from tiercache.cloud.obstore_stores import ObjectStore
+from tiercache.cloud.statuses import (
+    another_version,
+    bucket_missing,
+    require_version,
+    truncated,
+    version_gone,
+)
 from tiercache.errors import (
     AlreadyExists,
     NotFound,
@@ -30,15 +39,6 @@ from tiercache.origins.exact import (
     obstore_can_name,
 )
 from tiercache.origins.exact_upload import upload
-from tiercache.origins.obstore_errors import BAD_NAME, OBSTORE_ERRORS, status_of, translate
-from tiercache.origins.obstore_stores import ObjectStore
-from tiercache.origins.statuses import (
-    another_version,
-    bucket_missing,
-    require_version,
-    truncated,
-    version_gone,
-)
 from tiercache.ports import (
     Always,
     Buffer,

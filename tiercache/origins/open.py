@@ -10,6 +10,7 @@ import importlib.util
 from fsspec import available_protocols
 
 from tiercache.clock import Clock
+from tiercache.cloud.obstore_stores import build_store, environment_account
 from tiercache.errors import (
     ConfigError,
 )
@@ -17,7 +18,6 @@ from tiercache.origins.exact import ExactNames
 from tiercache.origins.fsspec_origin import FsspecOrigin
 from tiercache.origins.local_origin import LocalOrigin
 from tiercache.origins.obstore_origin import ObstoreOrigin
-from tiercache.origins.obstore_stores import build_store, environment_account
 from tiercache.policy.urls import CLOUD_SCHEMES, OriginUrl, identity, parse_origin_url
 from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import ProfileSettings

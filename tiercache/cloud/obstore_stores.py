@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from tiercache.cloud.statuses import CREDENTIALS_REMEDY
 from tiercache.errors import AccessDenied, ConfigError
-from tiercache.origins.statuses import CREDENTIALS_REMEDY
 from tiercache.policy.urls import OriginUrl, account_of
 from tiercache.settings import ProfileSettings
 

@@ -6,18 +6,18 @@ import re
 
 from obstore import exceptions as obs
 
+from tiercache.cloud.statuses import (
+    CREDENTIALS_REMEDY,
+    another_version,
+    from_status,
+    taken,
+)
 from tiercache.errors import (
     AccessDenied,
     NotFound,
     OriginUnavailable,
     TiercacheError,
     Unsupported,
-)
-from tiercache.origins.statuses import (
-    CREDENTIALS_REMEDY,
-    another_version,
-    from_status,
-    taken,
 )
 
 # What an obstore call can raise. Names that it cannot express raise InvalidPathError, or

@@ -1,0 +1,1 @@
+"""What the adapters of the clouds share: accounts, credentials and the meaning of errors."""
