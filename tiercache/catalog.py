@@ -15,14 +15,16 @@ is the contract, ``tests/format`` holds golden bytes.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import msgspec
 
+from tiercache import records
 from tiercache.errors import FormatError
 from tiercache.model import Entry, Kind
 from tiercache.records import JobRecord, PinRecord
 
 FORMAT_VERSION = 1
-PREFIXES = (b"o", b"l", b"p", b"j", b"s", b"t")
 # Objects in one part of a snapshot: ~150 B each make values of ~1 MiB.
 PART_OBJECTS = 8192
 
@@ -80,7 +82,8 @@ class SnapshotPart(msgspec.Struct, frozen=True, array_like=True):
 
 Record = CatalogRecord | CatalogListing | PinRecord | JobRecord | SnapshotRecord | SnapshotPart
 
-_TYPES: dict[bytes, type[Record]] = {
+# By the first byte of their keys.
+TYPES: dict[bytes, type[Record]] = {
     b"o": CatalogRecord,
     b"l": CatalogListing,
     b"p": PinRecord,
@@ -88,9 +91,13 @@ _TYPES: dict[bytes, type[Record]] = {
     b"s": SnapshotRecord,
     b"t": SnapshotPart,
 }
+PREFIXES = tuple(TYPES)
 _VERSION = bytes([FORMAT_VERSION])
 _encode = msgspec.msgpack.Encoder().encode
-_DECODERS = {letter: msgspec.msgpack.Decoder(kind) for letter, kind in _TYPES.items()}
+_DECODERS = {letter: msgspec.msgpack.Decoder(kind) for letter, kind in TYPES.items()}
+# "l" and a hash; the number of the part follows.
+_LISTING_PREFIX_BYTES = 17
+_PART_BYTES = 4
 
 
 def encode(record: Record) -> bytes:
@@ -98,21 +105,55 @@ def encode(record: Record) -> bytes:
 
 
 def decode(key: bytes, value: bytes) -> Record:
-    """Return the record under ``key``. Raises FormatError for one that this version cannot read."""
+    """Return the record under ``key``. Raises FormatError, and nothing else, for one that this
+    version cannot read."""
     decoder = _DECODERS.get(key[:1])
     if decoder is None:
-        raise FormatError(f"no record of the catalog has the key {key!r}")
+        raise FormatError(
+            f"no record of the catalog has the key {key!r}", remedy="use a newer tiercache"
+        )
     if value[:1] != _VERSION:
         raise FormatError(
-            f"a catalog record of format {value[0] if value else 'none'}; this version reads "
-            f"{FORMAT_VERSION}",
+            f"a catalog record of format {value[0] if value else 'none'} under {key!r}; this "
+            f"version reads {FORMAT_VERSION}",
             remedy="use a newer tiercache",
         )
     try:
         record: Record = decoder.decode(memoryview(value)[1:])
-    except msgspec.DecodeError as error:
-        raise FormatError(f"a damaged catalog record under {key!r}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(
+            f"a damaged catalog record under {key!r}: {error}",
+            remedy="tiercache metadata check --repair drops it",
+        ) from error
     return record
+
+
+def key_fits(key: bytes, record: Record) -> bool:
+    """Return whether ``record`` may lie under ``key``. Of a snapshot's part only the shape of its
+    key can be told: its name stands nowhere else."""
+    match record:
+        case CatalogRecord():
+            return key == records.object_key(records.name_hash(record.origin, record.key))
+        case CatalogListing():
+            part = records.listing_key(record.origin, record.prefix, record.recursive, 0)
+            return key[:_LISTING_PREFIX_BYTES] == part[:_LISTING_PREFIX_BYTES] and (
+                len(key) == len(part)
+            )
+        case PinRecord():
+            return key == records.pin_key(record.path)
+        case JobRecord():
+            return key == records.job_key(record.id)
+        case SnapshotRecord():
+            return key == snapshot_key(record.name)
+        case SnapshotPart():
+            return len(key) > _PART_BYTES + 1 and key[-_PART_BYTES - 1] == 0
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def split_part_key(key: bytes) -> tuple[bytes, int]:
+    """Return what the parts of one listing or snapshot have in common, and the part's number."""
+    return key[:-_PART_BYTES], int.from_bytes(key[-_PART_BYTES:], "big")
 
 
 def snapshot_key(name: str) -> bytes:
@@ -120,7 +161,7 @@ def snapshot_key(name: str) -> bytes:
 
 
 def snapshot_part_key(name: str, part: int) -> bytes:
-    return snapshot_part_prefix(name) + part.to_bytes(4, "big")
+    return snapshot_part_prefix(name) + part.to_bytes(_PART_BYTES, "big")
 
 
 def snapshot_part_prefix(name: str) -> bytes:

@@ -56,6 +56,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
         ("Unsupported", 1),
         ("FormatError", 4),
         ("AgentUnavailable", 1),
+        ("MetadataUnavailable", 5),
+        ("MetadataFenced", 1),
         ("Interrupted", 130),
         ("TiercacheError", 1),
         ("SomethingOfALaterVersion", 1),
