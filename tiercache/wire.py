@@ -13,7 +13,13 @@ import msgspec
 
 from tiercache.errors import FormatError, TiercacheError, from_wire
 from tiercache.model import JobProgress, Kind
-from tiercache.settings import AgentSettings, CacheSettings, MountSettings, ProfileSettings
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MetadataSettings,
+    MountSettings,
+    ProfileSettings,
+)
 
 WIRE_VERSION = 1
 # The largest honest frame carries one read-through run (8 MiB) or one write part with its header.
@@ -223,14 +229,15 @@ class Done(Response, frozen=True, array_like=True, tag=101):
 
 
 class Welcome(Response, frozen=True, array_like=True, tag=102):
-    """``cache`` and ``agent`` are what the agent was started with, None from one that is older
-    than these fields: the client finds out what it was promised and does not get."""
+    """``cache``, ``agent`` and ``metadata`` are what the agent was started with, None from one
+    that is older than these fields: the client finds out what it was promised and does not get."""
 
     agent_version: str
     agent_pid: int
     mounts: tuple[MountSettings, ...]
     cache: CacheSettings | None = None
     agent: AgentSettings | None = None
+    metadata: MetadataSettings | None = None
 
 
 class Found(Response, frozen=True, array_like=True, tag=103):

@@ -22,6 +22,7 @@ from tiercache.errors import ConfigError
 from tiercache.model import Consistency
 from tiercache.settings import (
     FreeSpaceRatio,
+    MetadataSettings,
     MountSettings,
     ProfileSettings,
     Settings,
@@ -76,6 +77,7 @@ def test_the_example(tmp_path: Path, environ: dict[str, str]) -> None:
 def test_every_key_reaches_its_setting(tmp_path: Path, environ: dict[str, str]) -> None:
     text = """
         cache = { dir = "~/tc", free_space = 0.25, memory = 1048576 }
+        metadata = { url = "s3://meta/tc", profile = "p", commit_interval = "1s", deadline = 3 }
         agent = { idle_timeout = 0, metrics_address = "[::1]:9464", log_level = "debug" }
         [[mount]]
         path = "/a"
@@ -104,6 +106,9 @@ def test_every_key_reaches_its_setting(tmp_path: Path, environ: dict[str, str]) 
     assert settings.cache.dir == os.path.expanduser("~/tc")
     assert settings.cache.limit == FreeSpaceRatio(0.25)
     assert settings.cache.memory_bytes == 1 << 20
+    assert settings.metadata == MetadataSettings(
+        url="s3://meta/tc", profile="p", commit_interval_s=1, deadline_s=3
+    )
     assert settings.agent.idle_timeout_s == 0
     assert settings.agent.metrics_address == "[::1]:9464"
     assert settings.agent.log_level == "debug"
@@ -135,6 +140,43 @@ def test_every_key_reaches_its_setting(tmp_path: Path, environ: dict[str, str]) 
         concurrency=4,
     )
     assert isinstance(settings.mounts[0].consistency, Consistency)
+
+
+def test_the_short_form_of_metadata(tmp_path: Path, environ: dict[str, str]) -> None:
+    loaded = load_text('\nmetadata = "lmdb:/mnt/ebs/tiercache"\n[cache]\n', tmp_path, environ)
+    assert loaded.settings.metadata == MetadataSettings(url="lmdb:/mnt/ebs/tiercache")
+    assert loaded.origins["metadata.url"].endswith(":2")
+    assert loaded.origins["metadata.deadline"] == "default"
+    environ["TIERCACHE_METADATA__URL"] = "s3://bucket/other"
+    loaded = load_text('metadata = "lmdb:/mnt/ebs/tiercache"\n', tmp_path, environ)
+    assert loaded.settings.metadata.url == "s3://bucket/other"
+    arguments = load(environ={}, overrides={"metadata": "gs://bucket/x"})
+    assert arguments.settings.metadata.url == "gs://bucket/x"
+    assert 'url = "gs://bucket/x"' in show(arguments, with_origin=True, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ('metadata = "lmdb:relative"', "names no directory", "lmdb:/path"),
+        ('metadata = "lmdb:"', "names no directory", "lmdb:/path"),
+        ('metadata = "lmdb:/a/../b"', "names no directory", "absolute and plain"),
+        ('metadata = "/mnt/ebs"', "not an origin URL", "scheme://"),
+        ('metadata = "redis://h/0"', "unknown origin scheme", ""),
+        ('metadata = "hf://datasets/x"', "no metadata store on hf://", "lmdb:/path"),
+        ("metadata = 1", "is not a table", "[metadata]"),
+        ('[metadata]\nurl = "s3://b"\nprofile = "nobody"', "no profile 'nobody'", "default"),
+        ('[metadata]\nurl = "s3://b"\ndeadline = 0', "0 would end", "above 0"),
+        ('[metadata]\nuri = "s3://b"', "unknown key 'uri'", "url"),
+    ],
+)
+def test_what_is_no_metadata_store(
+    text: str, message: str, remedy: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, tmp_path, environ)
+    assert message in caught.value.message and remedy in caught.value.remedy
+    assert caught.value.path
 
 
 def test_nested_mounts_are_allowed(tmp_path: Path, environ: dict[str, str]) -> None:

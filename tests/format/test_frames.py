@@ -10,7 +10,13 @@ from tests.format.golden import golden
 from tiercache import wire
 from tiercache.errors import FormatError
 from tiercache.model import JobProgress, JobState, Kind
-from tiercache.settings import AgentSettings, CacheSettings, MountSettings, ProfileSettings
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MetadataSettings,
+    MountSettings,
+    ProfileSettings,
+)
 
 MOUNT = MountSettings(path="/m", origin="s3://bucket/data")
 GONE = wire.Failure("NotFound", "x", "/m/a", "")
@@ -44,7 +50,14 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "ReadThrough": wire.ReadThrough("/m/a", "v1", 0, 100),
     "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
     "Done": wire.Done(7),
-    "Welcome": wire.Welcome("0.1.0", 42, (MOUNT,), CacheSettings(dir="/c"), AgentSettings()),
+    "Welcome": wire.Welcome(
+        "0.1.0",
+        42,
+        (MOUNT,),
+        CacheSettings(dir="/c"),
+        AgentSettings(),
+        MetadataSettings(url="lmdb:/mnt/ebs"),
+    ),
     "Found": wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True),
     "Filled": wire.Filled((None,)),
     "Filled-2": wire.Filled((b"ab",)),
@@ -60,6 +73,9 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
 # What peers of the same wire version sent before a field was added: read, no longer written.
 OLDER: dict[str, wire.Request | wire.Response] = {
     "Welcome-without-settings": wire.Welcome("0.1.0", 42, (MOUNT,)),
+    "Welcome-without-metadata": wire.Welcome(
+        "0.1.0", 42, (MOUNT,), CacheSettings(dir="/c"), AgentSettings()
+    ),
     "Prefetch-without-order": wire.Prefetch(
         ("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True
     ),

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tiercache.policy.agreement import ignored, refused
-from tiercache.settings import AgentSettings, CacheSettings, FreeSpaceRatio, Limit, TotalBytes
+from tiercache.policy.agreement import ignored, refused, refused_metadata
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    FreeSpaceRatio,
+    Limit,
+    MetadataSettings,
+    TotalBytes,
+)
 from tiercache.units import GIB
 
 DEFAULT = CacheSettings()
@@ -38,6 +45,25 @@ def test_memory(wanted: int, running: int, count: int) -> None:
     found = refused(CacheSettings(memory_bytes=wanted), CacheSettings(memory_bytes=running))
     assert len(found) == count
     assert all(sentence.startswith("cache.memory is ") for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "said"),
+    [
+        (MetadataSettings(), MetadataSettings(url="s3://a"), ""),
+        (MetadataSettings(url="s3://a"), MetadataSettings(url="s3://a", deadline_s=1), ""),
+        (MetadataSettings(url="s3://a"), MetadataSettings(), "nowhere in the running agent"),
+        (MetadataSettings(url="s3://a"), MetadataSettings(url="s3://b"), "metadata.url is s3://a"),
+        (
+            MetadataSettings(url="s3://a", profile="x"),
+            MetadataSettings(url="s3://a"),
+            "metadata.profile is x here",
+        ),
+    ],
+)
+def test_the_metadata_store(wanted: MetadataSettings, running: MetadataSettings, said: str) -> None:
+    assert said in "".join(refused_metadata(wanted, running))
+    assert bool(said) is bool(refused_metadata(wanted, running))
 
 
 def test_what_is_said_and_what_is_left_to_whoever_started_the_agent() -> None:

@@ -232,7 +232,9 @@ class Server:
         self._engine.mounts.add(request.mounts, request.profiles)
         running = self._engine.settings
         mounts = self._engine.mounts.all
-        return wire.Welcome(__version__, os.getpid(), mounts, running.cache, running.agent)
+        return wire.Welcome(
+            __version__, os.getpid(), mounts, running.cache, running.agent, running.metadata
+        )
 
     async def _write_begin(self, peer: Peer, request: wire.WriteBegin) -> wire.WriteStarted:
         engine = self._engine

@@ -40,6 +40,7 @@ BY_CLASS: dict[type[BaseException], ExitCode] = {
     errors.IsADirectory: ExitCode.USAGE,
     errors.AccessDenied: ExitCode.CONFIG,
     errors.OriginUnavailable: ExitCode.UNREACHABLE,
+    errors.MetadataUnavailable: ExitCode.UNREACHABLE,
     errors.CacheFull: ExitCode.LIMIT,
     errors.CorruptPage: ExitCode.CORRUPT,
     errors.ConfigError: ExitCode.CONFIG,

@@ -18,6 +18,8 @@ def accept(settings: Settings, welcome: wire.Welcome) -> None:
     if welcome.cache is None or welcome.agent is None:
         return  # an older agent, which does not say
     refused = agreement.refused(settings.cache, welcome.cache)
+    if welcome.metadata is not None:
+        refused += agreement.refused_metadata(settings.metadata, welcome.metadata)
     if refused:
         raise ConfigError("; ".join(refused), path=settings.cache.dir, remedy=agreement.REMEDY)
     for sentence in agreement.ignored(settings.agent, welcome.agent):

@@ -20,13 +20,14 @@ from tiercache.config.layers import (
     file_layer,
     unknown_profile,
 )
-from tiercache.config.schema import AGENT, CACHE, MOUNT, PROFILE, Kind, Section
+from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Kind, Section
 from tiercache.errors import ConfigError
 from tiercache.model import Consistency
-from tiercache.policy.urls import parse_origin_url
+from tiercache.policy.urls import parse_metadata_url, parse_origin_url
 from tiercache.settings import (
     AgentSettings,
     CacheSettings,
+    MetadataSettings,
     MountSettings,
     ProfileSettings,
     Settings,
@@ -125,6 +126,7 @@ def _build(merged: Layer) -> Settings:
         mounts=mounts,
         profiles=profiles,
         agent=_struct(AGENT, ("agent",), merged, AgentSettings),
+        metadata=_metadata(merged, profiles),
     )
 
 
@@ -144,6 +146,19 @@ def _struct(section: Section, at: Key, merged: Layer, kind: type[_S], **more: ob
         elif (*at, field.key) in merged:
             values[field.target] = merged[*at, field.key].value
     return kind(**values)
+
+
+def _metadata(merged: Layer, profiles: Mapping[str, ProfileSettings]) -> MetadataSettings:
+    settings = _struct(METADATA, ("metadata",), merged, MetadataSettings)
+    url, profile = merged.get(("metadata", "url")), merged.get(("metadata", "profile"))
+    if profile is not None and settings.profile not in profiles:
+        raise unknown_profile(settings.profile, set(profiles), profile.place)
+    if url is not None and settings.url:
+        try:
+            parse_metadata_url(settings.url)
+        except ConfigError as error:
+            raise ConfigError(error.message, path=url.place, remedy=error.remedy) from None
+    return settings
 
 
 def _mount(path: str, merged: Layer, profiles: Mapping[str, ProfileSettings]) -> MountSettings:
@@ -210,5 +225,6 @@ def _origins(merged: Layer) -> dict[str, str]:
         note(MOUNT, ("mount", path))
     for name in {"default": None} | _names(merged, "profile"):
         note(PROFILE, ("profile", name))
+    note(METADATA, ("metadata",))
     note(AGENT, ("agent",))
     return found

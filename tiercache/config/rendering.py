@@ -8,7 +8,7 @@ import math
 import msgspec
 
 from tiercache.config.loading import LoadedConfig
-from tiercache.config.schema import AGENT, CACHE, MOUNT, PROFILE, Field, Kind, Section
+from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Field, Kind, Section
 from tiercache.model import Consistency
 from tiercache.settings import FreeSpaceRatio, MountSettings, TotalBytes
 
@@ -41,6 +41,7 @@ def _tables(loaded: LoadedConfig) -> list[_Table]:
         _table(PROFILE, f"[profile.{_toml_key(name)}]", f"profile.{name}", profile)
         for name, profile in sorted(settings.profiles.items())
     ]
+    tables.append(_table(METADATA, "[metadata]", "metadata", settings.metadata))
     tables.append(_table(AGENT, "[agent]", "agent", settings.agent))
     return tables
 
@@ -119,6 +120,7 @@ def _as_json(tables: list[_Table], origins: dict[str, str], with_origin: bool) -
         "cache": result["cache"],
         "mount": mounts,
         "profile": profiles,
+        "metadata": result["metadata"],
         "agent": result["agent"],
     }
 

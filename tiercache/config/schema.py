@@ -12,7 +12,13 @@ from enum import StrEnum
 import msgspec
 
 from tiercache.model import Consistency
-from tiercache.settings import AgentSettings, CacheSettings, MountSettings, ProfileSettings
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MetadataSettings,
+    MountSettings,
+    ProfileSettings,
+)
 
 
 class Kind(StrEnum):
@@ -208,6 +214,34 @@ PROFILE = Section(
     ),
 )
 
+METADATA = Section(
+    name="metadata",
+    heading="[metadata]",
+    meaning="Where the agent keeps what it knows of names beside the cache directory, so that it "
+    'outlives the node. The short form `metadata = "lmdb:/mnt/ebs/tiercache"`, above all tables, '
+    "sets `url` alone.",
+    settings=MetadataSettings,
+    fields=(
+        Field(
+            key="url",
+            meaning="`lmdb:/path` of a directory on a block volume, or `s3://bucket/prefix`, "
+            "`az://…`, `gs://…`, `file://…` for SlateDB on an object store. Empty: nowhere.",
+        ),
+        Field(key="profile", meaning="The `[profile.NAME]` that says how to reach it."),
+        Field(
+            key="commit_interval",
+            kind=Kind.DURATION,
+            meaning="What is learnt is committed together after this time at the latest.",
+        ),
+        Field(
+            key="deadline",
+            kind=Kind.DURATION,
+            positive=True,
+            meaning="Bound of one request to the store with all its retries.",
+        ),
+    ),
+)
+
 AGENT = Section(
     name="agent",
     heading="[agent]",
@@ -231,5 +265,5 @@ AGENT = Section(
     ),
 )
 
-SECTIONS = (CACHE, MOUNT, PROFILE, AGENT)
+SECTIONS = (CACHE, MOUNT, PROFILE, METADATA, AGENT)
 BY_NAME = {section.name: section for section in SECTIONS}

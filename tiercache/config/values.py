@@ -73,9 +73,10 @@ def unknown_section(name: str, place: str) -> ConfigError:
 
 def unknown_key(section: Section, key: str, place: str) -> ConfigError:
     near = _OTHER_NAMES.get(key, "")
+    owner = None
     if section.field(near) is None:
         near = _nearest(key, section.keys)
-    owner = next((other for other in SECTIONS if other.field(key)), None)
+        owner = next((other for other in SECTIONS if other.field(key)), None)
     if owner is not None:
         remedy = f"it belongs in {owner.heading}"
     elif near:

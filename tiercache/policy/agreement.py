@@ -13,6 +13,7 @@ from tiercache.settings import (
     CacheSettings,
     FreeSpaceRatio,
     Limit,
+    MetadataSettings,
     TotalBytes,
 )
 from tiercache.units import format_bytes
@@ -31,6 +32,20 @@ def refused(wanted: CacheSettings, running: CacheSettings) -> list[str]:
     if _differ(wanted.memory_bytes, running.memory_bytes, CacheSettings().memory_bytes):
         here, there = _bytes(wanted.memory_bytes), _bytes(running.memory_bytes)
         found.append(f"cache.memory is {here} here, {there} in the running agent")
+    return found
+
+
+def refused_metadata(wanted: MetadataSettings, running: MetadataSettings) -> list[str]:
+    """Return the same for the metadata store: what is learnt would be kept elsewhere than the
+    client was told, or nowhere."""
+    found = []
+    if _differ(wanted.url, running.url, MetadataSettings().url):
+        here, there = wanted.url, running.url or "nowhere"
+        found.append(f"metadata.url is {here} here, {there} in the running agent")
+    elif wanted.url and _differ(wanted.profile, running.profile, MetadataSettings().profile):
+        found.append(
+            f"metadata.profile is {wanted.profile} here, {running.profile} in the running agent"
+        )
     return found
 
 

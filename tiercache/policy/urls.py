@@ -86,6 +86,26 @@ def parse_origin_url(text: str, *, more_schemes: Set[str] = frozenset()) -> Orig
     return OriginUrl(scheme=scheme, bucket=bucket, prefix=prefix.removesuffix("/"), account=account)
 
 
+def parse_metadata_url(text: str) -> str | OriginUrl:
+    """Parse the place of a metadata store: the absolute directory of ``lmdb:/path``, or bucket and
+    prefix of an object store. Raises ConfigError."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme.lower() == "lmdb":
+        folder = rest.removeprefix("//")
+        if not folder.startswith("/") or "\0" in folder or ".." in folder.split("/"):
+            raise ConfigError(
+                f"{_cut(text)} names no directory", remedy="write lmdb:/path, absolute and plain"
+            )
+        return folder.rstrip("/") or "/"
+    url = parse_origin_url(text)
+    if url.scheme not in ("s3", "gs", "az", "file"):
+        raise ConfigError(
+            f"no metadata store on {url.scheme}://",
+            remedy="write lmdb:/path, or s3://, az://, gs:// or file:// with bucket and prefix",
+        )
+    return url
+
+
 def _parse_file(rest: str, text: str) -> OriginUrl:
     root = rest.removesuffix("/") or "/"
     if not root.startswith("/"):
