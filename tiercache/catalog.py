@@ -53,7 +53,12 @@ class CatalogListing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A dataset snapshot: what was frozen, and how much. ``parts`` counts its SnapshotParts."""
+    """A dataset snapshot: what was frozen, and how much.
+
+    Its objects are those of ``paths`` that ``include`` and ``exclude`` let through. They stand in
+    ``parts`` SnapshotParts from the number ``first_part`` on; ``firsts`` are the paths that these
+    begin with. ``checksums``: every object has its CRC32C.
+    """
 
     name: str
     created_unix_s: float
@@ -61,6 +66,11 @@ class SnapshotRecord(msgspec.Struct, frozen=True, array_like=True):
     objects: int
     size_bytes: int
     parts: int
+    first_part: int = 0
+    firsts: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    checksums: bool = False
 
 
 class SnapshotObject(msgspec.Struct, frozen=True, array_like=True):

@@ -54,6 +54,10 @@ SNAPSHOT = SnapshotRecord(
     objects=2,
     size_bytes=150_000_003,
     parts=1,
+    first_part=4,
+    firsts=("/m/data/big.bin",),
+    include=("*.bin", "new"),
+    exclude=("x",),
 )
 PART = SnapshotPart(
     objects=(
@@ -88,5 +92,5 @@ EXAMPLES: dict[str, tuple[bytes, Record]] = {
     "pin": (records.pin_key("/m/data"), PIN),
     "job": (records.job_key("0badcafe"), JOB),
     "snapshot": (catalog.snapshot_key("v1"), SNAPSHOT),
-    "snapshot-part": (catalog.snapshot_part_key("v1", 0), PART),
+    "snapshot-part": (catalog.snapshot_part_key("v1", 4), PART),
 }

@@ -161,7 +161,9 @@ RECORDS: dict[type[catalog.Record], st.SearchStrategy[catalog.Record]] = {
     JobRecord: st.builds(
         JobRecord, TEXT, TEXTS, TEXTS, TEXTS, st.booleans(), st.none() | COUNT, COUNT
     ),
-    SnapshotRecord: st.builds(SnapshotRecord, TEXT, TIME_S, TEXTS, COUNT, COUNT, COUNT),
+    SnapshotRecord: st.builds(
+        SnapshotRecord, TEXT, TIME_S, TEXTS, COUNT, COUNT, COUNT, COUNT, *([TEXTS] * 3)
+    ),
     SnapshotPart: st.builds(SnapshotPart, st.lists(OBJECT, max_size=3).map(tuple)),
 }
 
