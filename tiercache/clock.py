@@ -1,4 +1,6 @@
-"""Time. CLOCK_BOOTTIME keeps counting through suspend and is shared by all processes of a boot."""
+"""Time. CLOCK_BOOTTIME keeps counting through suspend and is shared by all processes of a boot.
+Only the wall clock means something to another boot; it may be wrong or step, so it tells ages, and
+no freshness is ever claimed on it."""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ _BOOTTIME = time.CLOCK_BOOTTIME
 
 
 class Clock(Protocol):
-    """Seconds since boot, and the identity of that boot."""
+    """Seconds since boot, the identity of that boot, and seconds since 1970."""
 
     boot_id: str
 
     def now(self) -> float: ...
+
+    def unix(self) -> float: ...
 
 
 class BootClock:
@@ -26,9 +30,14 @@ class BootClock:
     def now(self) -> float:
         return time.clock_gettime(_BOOTTIME)
 
+    def unix(self) -> float:
+        return time.time()
+
 
 class FakeClock:
-    """A clock that a test moves."""
+    """A clock that a test moves. It was booted at ``UNIX_S``."""
+
+    UNIX_S = 1_700_000_000.0
 
     def __init__(self, now: float = 1000.0, boot_id: str = "boot-1") -> None:
         self.boot_id = boot_id
@@ -36,6 +45,9 @@ class FakeClock:
 
     def now(self) -> float:
         return self._now
+
+    def unix(self) -> float:
+        return self.UNIX_S + self._now
 
     def advance(self, seconds: float) -> None:
         self._now += seconds

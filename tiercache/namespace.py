@@ -246,7 +246,13 @@ class Namespace:
             return None
         if record.kind is Kind.FILE:
             client.reader.entry_unasked(path)
-        age = age_s(record.validated_s, now, same_boot=record.boot == client.clock.boot_id)
+        age = age_s(
+            record.validated_s,
+            now,
+            same_boot=record.boot == client.clock.boot_id,
+            validated_unix_s=record.validated_unix_s,
+            unix_s=client.clock.unix(),
+        )
         return _stat(path, record, age, False)
 
     def _stat_slow(self, path: str) -> Stat:

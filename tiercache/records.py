@@ -41,6 +41,8 @@ class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
     was sent. ``extents`` are (extent id, visited slot) in object order, (0, 0) where evicted;
     each covers ``extent_bytes`` of the object. A packed object has one, ``packed`` is true, its
     bytes begin at ``pack_offset`` and ``crcs`` holds their CRC32Cs, 4 bytes little-endian a page.
+    ``validated_unix_s`` is the time of ``validated_s`` in seconds since 1970, 0 where unknown: it
+    says the age to another boot, and nothing of freshness.
     """
 
     origin: str
@@ -57,6 +59,7 @@ class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
     packed: bool = False
     pack_offset: int = 0
     crcs: bytes = b""
+    validated_unix_s: float = 0.0
 
 
 class ExtentRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -85,6 +88,7 @@ class ListingPart(msgspec.Struct, frozen=True, array_like=True):
     validated_s: float
     boot: str
     entries: tuple[Entry, ...]
+    validated_unix_s: float = 0.0
 
 
 # ~60 B an entry makes parts of ~512 KiB: few LMDB overflow runs, no huge allocation.

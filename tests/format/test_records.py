@@ -40,6 +40,7 @@ RECORDS: dict[str, Record] = {
         data_id=258,
         extent_bytes=64 << 20,
         extents=((3, 1), (0, 0), (5, 2)),
+        validated_unix_s=1_700_000_060.5,
     ),
     "packed": ObjectRecord(
         origin="s3://bucket",
@@ -73,6 +74,7 @@ RECORDS: dict[str, Record] = {
             Entry("big.bin", Kind.FILE, 150_000_000, '"etag-1"', 1_700_000_000.25),
             Entry("sub", Kind.DIRECTORY),
         ),
+        validated_unix_s=1_700_000_060.5,
     ),
     "pin": PinRecord(path="/m/data", origin="s3://bucket", prefix="data", tree=True),
     "job": JobRecord(
@@ -87,23 +89,36 @@ RECORDS: dict[str, Record] = {
 }
 
 
+# What the same format version held before a field was added: read, no longer written.
+OLDER = {
+    f"{name}-without-unix-time": msgspec.structs.replace(RECORDS[name], validated_unix_s=0.0)
+    for name in ("large", "packed", "absent", "listing")
+}
+DECODERS = {
+    ObjectRecord: records.decode_object,
+    ExtentRecord: records.decode_extent,
+    ListingPart: records.decode_listing,
+    PinRecord: records.decode_pin,
+    JobRecord: records.decode_job,
+}
+
+
 def test_the_golden_bytes_are_of_this_version_and_complete() -> None:
     assert records.FORMAT_VERSION == 1
-    assert golden("records").keys() == RECORDS.keys()
+    assert golden("records").keys() == RECORDS.keys() | OLDER.keys()
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name: str) -> None:
     record, raw = RECORDS[name], golden("records")[name]
     assert records.encode(record) == raw
-    decoders = {
-        ObjectRecord: records.decode_object,
-        ExtentRecord: records.decode_extent,
-        ListingPart: records.decode_listing,
-        PinRecord: records.decode_pin,
-        JobRecord: records.decode_job,
-    }
-    assert decoders[type(record)](raw) == record
+    assert DECODERS[type(record)](raw) == record
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_records_are_read(name: str) -> None:
+    record = OLDER[name]
+    assert DECODERS[type(record)](golden("records")[name]) == record
 
 
 def test_a_record_is_the_array_that_the_document_draws() -> None:

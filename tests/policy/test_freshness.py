@@ -95,4 +95,6 @@ def test_age() -> None:
     assert age_s(1000.0, 1010.5, same_boot=True) == 10.5
     assert age_s(1000.0, 999.0, same_boot=True) == 0.0  # confirmed while we looked
     assert age_s(1000.0, 1010.5, same_boot=False) == inf
+    assert age_s(1000.0, 10.5, same_boot=False, validated_unix_s=5e8, unix_s=5e8 + 60) == 60.0
+    assert age_s(1000.0, 10.5, same_boot=False, validated_unix_s=5e8, unix_s=4e8) == 0.0
     assert age_s(-inf, 1010.5, same_boot=True) == inf

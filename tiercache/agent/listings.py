@@ -50,7 +50,15 @@ def stored(index: Index, name: ListingName) -> tuple[ListingPart, ...]:
 class Draft:
     """A listing under way. Nobody finds a part of it before ``publish``."""
 
-    def __init__(self, index: Index, name: ListingName, *, validated_s: float, boot: str) -> None:
+    def __init__(
+        self,
+        index: Index,
+        name: ListingName,
+        *,
+        validated_s: float,
+        boot: str,
+        validated_unix_s: float,
+    ) -> None:
         self.name = name
         # A change of ours that the listing may have missed: it serves those who asked before
         # that change, and nobody later.
@@ -58,6 +66,7 @@ class Draft:
         self._index = index
         self._validated_s = validated_s
         self._boot = boot
+        self._validated_unix_s = validated_unix_s
         self._waiting: list[Entry] = []
         self._full: list[tuple[Entry, ...]] = []
         self._spilt = 0  # parts after the first that are in the index already
@@ -97,6 +106,7 @@ class Draft:
             validated_s=-inf if self.overtaken else self._validated_s,
             boot=self._boot,
             entries=entries,
+            validated_unix_s=self._validated_unix_s,
         )
         self._index.put(self.name.key(number), records.encode(part))
 
@@ -120,7 +130,13 @@ def infer(index: Index, name: ListingName) -> ListingPart | None:
     if not entries:
         return None
     first = parts[0]
-    draft = Draft(index, name, validated_s=first.validated_s, boot=first.boot)
+    draft = Draft(
+        index,
+        name,
+        validated_s=first.validated_s,
+        boot=first.boot,
+        validated_unix_s=first.validated_unix_s,
+    )
     draft.add(entries)
     draft.publish()
     return part_of(index, name, 0)

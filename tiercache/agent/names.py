@@ -22,6 +22,7 @@ from tiercache.agent.plane import Plane
 from tiercache.errors import NotFound
 from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
+    age_s,
     fresh_until_s,
     listing_fresh_until_s,
     may_serve_stale,
@@ -108,8 +109,8 @@ class Names:
         if mount.consistency is Consistency.IMMUTABLE:
             return changed_s
         exists = record is not None and record.kind is not Kind.ABSENT
-        age_s = mount.ttl_s if exists else min(mount.ttl_s, mount.negative_ttl_s)
-        return max(changed_s, self._clock.now() - age_s)
+        within_s = mount.ttl_s if exists else min(mount.ttl_s, mount.negative_ttl_s)
+        return max(changed_s, self._clock.now() - within_s)
 
     def _fallback(self, located: Located) -> ObjectRecord | None:
         """Return what may be served, marked stale, while the origin does not answer."""
@@ -124,25 +125,41 @@ class Names:
         for recursive in (False, True):
             part = self._known_part(located, recursive)
             if part is not None and part.entries:
-                record = self._new_record(located, Kind.DIRECTORY, None, part.validated_s)
-                return msgspec.structs.replace(record, boot=part.boot)
+                return self._of_part(located, Kind.DIRECTORY, None, part)
         above, _, base = located.key.rpartition("/")
         name = ListingName(located.origin.url, f"{above}/" if above else "", False)
         for part in stored(self._index, name):
             for entry in part.entries:
                 if entry.name == base and part.validated_s > -inf:
                     info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
-                    record = self._new_record(located, entry.kind, info, part.validated_s)
-                    record = msgspec.structs.replace(record, boot=part.boot)
+                    record = self._of_part(located, entry.kind, info, part)
                     self._index.put_object(located.digest, record)
                     return record
         return None
 
+    def _of_part(
+        self, located: Located, kind: Kind, info: ObjectInfo | None, part: ListingPart
+    ) -> ObjectRecord:
+        record = self._new_record(located, kind, info, part.validated_s)
+        return msgspec.structs.replace(
+            record, boot=part.boot, validated_unix_s=part.validated_unix_s
+        )
+
     def _found(self, record: ObjectRecord, fresh_until_s: float, *, stale: bool = False) -> Found:
-        # A time of another boot says nothing about age.
         if record.boot != self._clock.boot_id:
-            record = msgspec.structs.replace(record, validated_s=-inf)
+            record = msgspec.structs.replace(record, validated_s=self._validated_s(record))
         return found(record, fresh_until_s, stale=stale)
+
+    def _validated_s(self, known: ObjectRecord | ListingPart) -> float:
+        """Return when knowledge was confirmed, on this boot's clock, by which its age is told."""
+        now_s = self._clock.now()
+        return now_s - age_s(
+            known.validated_s,
+            now_s,
+            same_boot=known.boot == self._clock.boot_id,
+            validated_unix_s=known.validated_unix_s,
+            unix_s=self._clock.unix(),
+        )
 
     def _fresh_until(self, located: Located, record: ObjectRecord) -> float:
         return fresh_until_s(
@@ -213,6 +230,7 @@ class Names:
                 validated_s=sent_s,
                 boot=self._clock.boot_id,
                 mtime_s=info.mtime_s or known.mtime_s,
+                validated_unix_s=self._unix_s(sent_s),
             )
             self._index.put_object(located.digest, record)
             return record
@@ -277,7 +295,12 @@ class Names:
             mtime_s=info.mtime_s if info else 0.0,
             validated_s=sent_s,
             boot=self._clock.boot_id,
+            validated_unix_s=self._unix_s(sent_s),
         )
+
+    def _unix_s(self, sent_s: float) -> float:
+        """Return a time of this boot in seconds since 1970."""
+        return self._clock.unix() - (self._clock.now() - sent_s)
 
     # -- listings ---------------------------------------------------------------------------
 
@@ -311,9 +334,7 @@ class Names:
         # One that was inferred must be where the client reads it.
         kept = await self._keep()
         parts = () if kept else stored(self._index, name)
-        # A time of another boot says nothing about age.
-        same_boot = fallback.boot == self._clock.boot_id
-        return Listing(fallback.validated_s if same_boot else -inf, stale=True, parts=parts)
+        return Listing(self._validated_s(fallback), stale=True, parts=parts)
 
     def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
         """Return the first part of the last listing known, or of one that follows from what is
@@ -360,7 +381,13 @@ class Names:
         self, located: Located, name: ListingName, sent_s: float
     ) -> AsyncIterator[tuple[Entry, ...]]:
         """List at the origin, page by page. The listing is kept once it has ended well."""
-        draft = Draft(self._index, name, validated_s=sent_s, boot=self._clock.boot_id)
+        draft = Draft(
+            self._index,
+            name,
+            validated_s=sent_s,
+            boot=self._clock.boot_id,
+            validated_unix_s=self._unix_s(sent_s),
+        )
         listed = 0
         self._drafts.add(draft)
         try:
@@ -452,7 +479,7 @@ def _listings_with(origin: str, key: str) -> Iterator[ListingName]:
 
 def _forgotten(record: ObjectRecord) -> ObjectRecord:
     """Return the record as one confirmed by nobody, ever: an immutable binding too is asked for."""
-    return msgspec.structs.replace(record, boot="", validated_s=-inf)
+    return msgspec.structs.replace(record, boot="", validated_s=-inf, validated_unix_s=0.0)
 
 
 def found(record: ObjectRecord, fresh_until: float, *, stale: bool = False) -> Found:

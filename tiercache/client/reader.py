@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from time import CLOCK_BOOTTIME, clock_gettime
+from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import TypeVar
 
 from tiercache import records, wire
@@ -557,13 +557,20 @@ class Reader:
         if now >= entry.fresh_until_s:
             return None
         record = entry.record
+        same_boot = record.boot == self._boot_id
         return Stat(
             path,
             Kind.FILE,
             record.size_bytes,
             record.token,
             record.mtime_s,
-            age_s(record.validated_s, now, same_boot=record.boot == self._boot_id),
+            age_s(
+                record.validated_s,
+                now,
+                same_boot=same_boot,
+                validated_unix_s=record.validated_unix_s,
+                unix_s=0.0 if same_boot else time(),
+            ),
             entry.stale,
         )
 

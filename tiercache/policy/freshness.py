@@ -56,6 +56,16 @@ def may_serve_stale(mount: MountSettings, kind: Kind) -> bool:
     return True
 
 
-def age_s(validated_s: float, now_s: float, *, same_boot: bool) -> float:
-    """Return how long ago knowledge was confirmed; inf where another boot's clock said when."""
-    return max(0.0, now_s - validated_s) if same_boot else inf
+def age_s(
+    validated_s: float,
+    now_s: float,
+    *,
+    same_boot: bool,
+    validated_unix_s: float = 0.0,
+    unix_s: float = 0.0,
+) -> float:
+    """Return how long ago knowledge was confirmed. The clock of another boot does not say; then
+    the wall clock does (``unix_s`` is now), and where nobody noted its time, it is inf."""
+    if same_boot:
+        return max(0.0, now_s - validated_s)
+    return max(0.0, unix_s - validated_unix_s) if validated_unix_s else inf
