@@ -25,6 +25,7 @@ CREDENTIAL_TTL = timedelta(minutes=5)
 # Retries are ours (resilient.py): obstore's would hide a lost answer and report our own success
 # as a conflict.
 NO_RETRIES: RetryConfig = {"max_retries": 0}
+USER_AGENT = "tiercache"
 
 # Where one of these is set, obstore's own chain finds the credentials without boto3.
 _S3_NATIVE_VARIABLES = (
@@ -136,26 +137,46 @@ def environment_account(profile: ProfileSettings) -> str:
     return profile.environment_account or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
 
 
+def account_config(url: OriginUrl, profile: ProfileSettings) -> dict[str, Any]:
+    """Return the options of an account by the names that the object_store crate gives them:
+    obstore and SlateDB both stand on it. No credentials: those come from the environment, or
+    from BotoCredentials. Raises ConfigError."""
+    config: dict[str, Any] = {}
+    match url.scheme:
+        case "s3":
+            config["region"] = s3_region(profile)
+            config["virtual_hosted_style_request"] = profile.addressing == "virtual" or (
+                profile.addressing == "auto" and not profile.endpoint
+            )
+            endpoint = "endpoint"
+        case "gs":
+            endpoint = "base_url"
+        case _:
+            config["account_name"] = azure_account(url, profile)
+            endpoint = "endpoint"
+    if profile.endpoint:
+        config[endpoint] = profile.endpoint
+    if profile.anonymous:
+        config["skip_signature"] = True
+    return config
+
+
+def allows_http(profile: ProfileSettings) -> bool:
+    return profile.endpoint.lower().startswith("http://")
+
+
 def _client_options(profile: ProfileSettings) -> ClientConfig:
     return {
         "connect_timeout": timedelta(seconds=profile.connect_timeout_s),
         "timeout": timedelta(seconds=profile.request_timeout_s),
-        "allow_http": profile.endpoint.lower().startswith("http://"),
-        "user_agent": "tiercache",
+        "allow_http": allows_http(profile),
+        "user_agent": USER_AGENT,
     }
 
 
 def _s3(url: OriginUrl, profile: ProfileSettings) -> S3Store:
-    config: dict[str, Any] = {"region": s3_region(profile)}
-    if profile.endpoint:
-        config["endpoint"] = profile.endpoint
-        config["virtual_hosted_style_request"] = profile.addressing == "virtual"
-    else:
-        config["virtual_hosted_style_request"] = profile.addressing != "path"
-    if profile.anonymous:
-        config["skip_signature"] = True
     # One DELETE an object: the bulk request is a body that some stores do not know.
-    config["disable_bulk_delete"] = True
+    config = account_config(url, profile) | {"disable_bulk_delete": True}
     return S3Store(
         url.bucket,
         config=config,  # type: ignore[arg-type]  # keys are S3Config's
@@ -166,28 +187,18 @@ def _s3(url: OriginUrl, profile: ProfileSettings) -> S3Store:
 
 
 def _gcs(url: OriginUrl, profile: ProfileSettings) -> GCSStore:
-    config: dict[str, Any] = {}
-    if profile.endpoint:
-        config["base_url"] = profile.endpoint
-    if profile.anonymous:
-        config["skip_signature"] = True
     return GCSStore(
         url.bucket,
-        config=config,  # type: ignore[arg-type]  # keys are GCSConfig's
+        config=account_config(url, profile),  # type: ignore[arg-type]  # keys are GCSConfig's
         client_options=_client_options(profile),
         retry_config=NO_RETRIES,
     )
 
 
 def _azure(url: OriginUrl, profile: ProfileSettings) -> AzureStore:
-    config: dict[str, Any] = {"account_name": azure_account(url, profile)}
-    if profile.endpoint:
-        config["endpoint"] = profile.endpoint
-    if profile.anonymous:
-        config["skip_signature"] = True
     return AzureStore(
         url.bucket,
-        config=config,  # type: ignore[arg-type]  # keys are AzureConfig's
+        config=account_config(url, profile),  # type: ignore[arg-type]  # keys are AzureConfig's
         client_options=_client_options(profile),
         retry_config=NO_RETRIES,
     )

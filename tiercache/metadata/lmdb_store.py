@@ -15,14 +15,19 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NoReturn, TypeAlias
 
 import lmdb
 
 from tiercache.errors import CacheFull, FormatError, NotFound, TiercacheError, Unsupported
+from tiercache.metadata.bookkeeping import (
+    MAX_KEY_BYTES,
+    SEQUENCE_KEY,
+    decode_sequence,
+    encode_sequence,
+)
 from tiercache.units import GIB
 
 # The map is sparse: it costs address space, not disk. A chunk record is ~4.3 KiB, so 64 TiB of
@@ -33,11 +38,6 @@ MAP_BYTES = 64 * GIB
 MAX_READERS = 4096
 # MDB_txninfo ends in the first reader's slot; each other slot is a cache line.
 LOCK_FILE_BYTES = 192 + (MAX_READERS - 1) * 64
-# LMDB's compiled-in limit.
-MAX_KEY_BYTES = 511
-SEQUENCE_KEY = b"\x00seq"
-
-_SEQUENCE = struct.Struct(">Q")
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
@@ -278,7 +278,7 @@ class LmdbReader:
 
     def scan(
         self, prefix: bytes, *, start: bytes = b"", limit: int | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    ) -> Generator[tuple[bytes, bytes], None, None]:
         """Yield pairs whose key begins with ``prefix``, from the full key ``start`` on, in key
         order. The iterator holds a snapshot open: exhaust it promptly or close it."""
         first = max(prefix, start)
@@ -303,8 +303,7 @@ class LmdbReader:
 
     def sequence(self) -> int:
         """Return the number of the last commit, 0 before the first."""
-        stored = self.get(SEQUENCE_KEY)
-        return 0 if stored is None else int(_SEQUENCE.unpack(stored)[0])
+        return decode_sequence(self.get(SEQUENCE_KEY))
 
     def close(self) -> None:
         """Close it. Idempotent. No other call may be in flight."""
@@ -387,17 +386,21 @@ class LmdbStore(LmdbReader):
                 raise Unsupported("a forked child cannot write the metadata", path=shared.path)
             try:
                 with shared.begin(write=True) as transaction:
-                    stored = transaction.get(SEQUENCE_KEY)
-                    sequence = 1 if stored is None else int(_SEQUENCE.unpack(stored)[0]) + 1
+                    sequence = decode_sequence(transaction.get(SEQUENCE_KEY)) + 1
                     for key, value in sorted(batch.items()):
                         if value is None:
                             transaction.delete(key)
                         else:
                             transaction.put(key, value)
-                    transaction.put(SEQUENCE_KEY, _SEQUENCE.pack(sequence))
+                    transaction.put(SEQUENCE_KEY, encode_sequence(sequence))
             except lmdb.Error as error:
                 raise translate(error, shared.path) from error
         return sequence
+
+    def reopen(self) -> None:
+        """Let the next use open the environment anew: LMDB refuses every commit after one whose
+        meta page the device did not take."""
+        self._shared.close()
 
     def size_bytes(self) -> int:
         """Return the bytes that the index and its lock file occupy on the device now."""
