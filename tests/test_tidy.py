@@ -29,6 +29,7 @@ BROAD = {"Exception", "BaseException"}
 # Where an error of any kind is caught: "file::function" to the reason. Only at the top of a
 # thread, task, request handler or main(), where it is counted and logged whole.
 BROAD_EXCEPT_ALLOWED: dict[str, str] = {
+    "tiercache/agent/catalog.py::Catalog._run": "a task's top: logged whole, shown by status",
     "tiercache/agent/index.py::Index._commit_loop": "a task's top: handed to all who wait for it",
     "tiercache/agent/jobs.py::Jobs._run": "a task's top: counted, logged whole, told to who waits",
     "tiercache/agent/server.py::Server._answer": "the request handler: counted and logged whole",

@@ -157,6 +157,7 @@ class Agent:
         from tiercache.agent.engine import Engine, Parts
         from tiercache.agent.metrics import MetricsServer
         from tiercache.agent.server import Server
+        from tiercache.metadata.open import open_metadata
         from tiercache.origins.resilient import Endpoints
 
         settings = with_environment(self.settings)
@@ -171,6 +172,7 @@ class Agent:
                 state=SharedStateWriter(directory.state),
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
                 probe_writes=probe_writes,
+                open_metadata=lambda: open_metadata(settings.metadata, settings.profiles),
                 clock=clock,
             ),
         )

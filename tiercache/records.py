@@ -8,7 +8,10 @@ contract, ``FORMAT_VERSION`` its number, ``tests/format`` holds golden bytes.
     l <hash16> <part4>      ListingPart     a directory's entries, as last listed whole
     p <path>                PinRecord
     j <job id>              JobRecord
-    \\0 <name>               bookkeeping of the store itself
+    s, t                    dataset snapshots, as in the metadata store (``catalog``)
+    q <number8>             a key whose value the metadata store has not got yet, in order
+    Q <key>                 number8         where it stands in that order
+    \\0 <name>               bookkeeping
 
 Integers in keys are big-endian, so that order is numeric. Values are msgpack arrays, except
 chunks and pack members, which are raw.
@@ -27,6 +30,11 @@ from tiercache.model import CHUNK_PAGES, Entry, Kind
 FORMAT_VERSION = 1
 BITMAP_BYTES = CHUNK_PAGES // 8
 META_NEXT_ID = b"\x00next-id"
+META_OUTBOX = b"\x00outbox"
+META_ATTACHED = b"\x00attached"
+# First letters of what is known of names, wherever their bytes lie: what a metadata store keeps.
+# An object's record also says where its bytes lie, so a change of it is not always one of these.
+KNOWLEDGE = frozenset(b"oljpst")
 
 _U64 = struct.Struct(">Q")
 _U64_U32 = struct.Struct(">QI")
@@ -116,15 +124,27 @@ class JobRecord(msgspec.Struct, frozen=True, array_like=True):
     concurrency: int
 
 
+class Attachment(msgspec.Struct, frozen=True, array_like=True):
+    """Which metadata store this index belongs to. ``holder`` is this index's own random name;
+    ``complete``: all that the store knew is here."""
+
+    holder: str
+    identity: str
+    complete: bool
+
+
 _encode = msgspec.msgpack.Encoder().encode
 decode_object = msgspec.msgpack.Decoder(ObjectRecord).decode
 decode_extent = msgspec.msgpack.Decoder(ExtentRecord).decode
 decode_listing = msgspec.msgpack.Decoder(ListingPart).decode
 decode_pin = msgspec.msgpack.Decoder(PinRecord).decode
 decode_job = msgspec.msgpack.Decoder(JobRecord).decode
+decode_attachment = msgspec.msgpack.Decoder(Attachment).decode
 
 
-def encode(record: ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord) -> bytes:
+def encode(
+    record: ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord | Attachment,
+) -> bytes:
     return _encode(record)
 
 
@@ -183,3 +203,24 @@ def pin_key(path: str) -> bytes:
 
 def job_key(job_id: str) -> bytes:
     return b"j" + job_id.encode()
+
+
+def outbox_key(number: int) -> bytes:
+    return b"q" + _U64.pack(number)
+
+
+def outbox_number(key: bytes) -> int:
+    return int(_U64.unpack(key[1:9])[0])
+
+
+def waiting_key(key: bytes) -> bytes:
+    return b"Q" + key
+
+
+def listing_hash_key(key: bytes) -> bytes:
+    """Return what the keys of all parts of a listing begin with."""
+    return key[:17]
+
+
+def listing_part(key: bytes) -> int:
+    return int.from_bytes(key[17:21], "big")

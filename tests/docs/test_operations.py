@@ -12,7 +12,14 @@ import pytest
 
 import tiercache
 from tests.docs.markdown import ROOT
-from tiercache.settings import AgentSettings, CacheSettings, MountSettings, Settings, TotalBytes
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MetadataSettings,
+    MountSettings,
+    Settings,
+    TotalBytes,
+)
 from tiercache.units import MIB
 
 DOCUMENT = ROOT / "docs" / "operations.md"
@@ -52,6 +59,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
         cache=CacheSettings(dir=str(folder / "cache"), limit=TotalBytes(512 * MIB)),
         mounts=(MountSettings(path="/data", origin=f"file://{folder}/origin"),),
         agent=AgentSettings(metrics_address=free_address()),
+        metadata=MetadataSettings(url=f"lmdb:{folder}/metadata"),
     )
     with tiercache.connect(settings, embedded=True) as ns:
         ns.prefetch("/data", pin=True).wait(30)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
 
 from tiercache import records, wire
+from tiercache.agent.catalog import Catalog
 from tiercache.agent.chunks import checksums
 from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
@@ -35,7 +36,7 @@ from tiercache.errors import (
 )
 from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
-from tiercache.ports import ExtentStore, IndexStore, SharedState
+from tiercache.ports import ExtentStore, IndexStore, MetadataStore, SharedState
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
 
@@ -55,6 +56,9 @@ REMOVE_CONCURRENCY = 16
 LOCAL_ROUNDS = 8
 
 
+OpenMetadata = Callable[[], Awaitable[MetadataStore]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What compose hands to an engine."""
@@ -64,6 +68,7 @@ class Parts:
     state: SharedState
     open_origin: OpenOrigin
     probe_writes: ProbeWrites
+    open_metadata: OpenMetadata
     clock: Clock
 
 
@@ -94,7 +99,10 @@ class Engine:
         self.mounts = Mounts(
             settings.mounts, settings.profiles, parts.open_origin, parts.probe_writes
         )
-        self.names = Names(plane, self.mounts)
+        self.catalog = Catalog(settings.metadata, parts.open_metadata, plane.index, parts.clock)
+        self.catalog.imported_pins = self._imported_pins
+        self.catalog.imported_jobs = self._imported_jobs
+        self.names = Names(plane, self.mounts, self.catalog)
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
@@ -122,7 +130,15 @@ class Engine:
         await self._shrink()
         await self.index.flush()
         self.jobs.resume()
+        self.catalog.start()
         self._ticker = asyncio.create_task(self._tick())
+
+    def _imported_pins(self) -> None:
+        self.pins.load()
+        self.contents.refresh_pins()
+
+    def _imported_jobs(self) -> None:
+        self.jobs.resume()
 
     async def _shrink(self) -> None:
         """Come below a limit that was lowered."""
@@ -150,6 +166,8 @@ class Engine:
         await self.filler.stop()
         await self.names.stop()
         with contextlib.suppress(OSError):  # a broken device loses what only it would hold
+            await self.index.flush()
+            await self.catalog.stop()
             await self.index.flush()
         await self.mounts.close()
         self.executor.shutdown(wait=True)

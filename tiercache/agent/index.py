@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 
 from tiercache import records
+from tiercache.agent.outbox import Outbox
 from tiercache.ports import IndexStore
 from tiercache.records import ExtentRecord, ObjectRecord
 
@@ -36,6 +37,13 @@ class Index:
         self._objects: dict[bytes, ObjectRecord] = {}
         self._size_bytes = store.size_bytes()
         self.commits = 0
+        # Where there is a metadata store: what it is to be told
+        self.outbox: Outbox | None = None
+
+    def keep_outbox(self) -> Outbox:
+        """From now on note for a metadata store what is learnt."""
+        self.outbox = Outbox(self.get, self._store)
+        return self.outbox
 
     def get(self, key: bytes) -> bytes | None:
         if key in self._pending:
@@ -45,7 +53,13 @@ class Index:
         return self._store.get(key)
 
     def put(self, key: bytes, value: bytes | None) -> None:
-        """None deletes."""
+        """None deletes. A change of what is known of names is knowledge, but for ``put_object``."""
+        self.adopt(key, value)
+        if self.outbox is not None and key[0] in records.KNOWLEDGE:
+            self.outbox.note(key)
+
+    def adopt(self, key: bytes, value: bytes | None) -> None:
+        """Put what nobody else need be told: the metadata store itself said it."""
         if key.startswith(_OBJECT):
             self._objects.pop(key, None)
         self._pending[key] = value
@@ -59,7 +73,14 @@ class Index:
                 record = self._keep(key, records.decode_object(raw))
         return record
 
+    def learn_object(self, digest: bytes, record: ObjectRecord) -> None:
+        """Put what was learnt of a name."""
+        self.put_object(digest, record)
+        if self.outbox is not None:
+            self.outbox.note(records.object_key(digest))
+
     def put_object(self, digest: bytes, record: ObjectRecord) -> None:
+        """Put a record of which nothing has changed but where its bytes lie."""
         key = records.object_key(digest)
         self._pending[key] = records.encode(record)
         self._keep(key, record)
@@ -127,7 +148,8 @@ class Index:
     @property
     def is_durable(self) -> bool:
         """Whether nothing was put since the last commit, and none is running."""
-        return not self._pending and self._task is None
+        noted = self.outbox is not None and self.outbox.noted > 0
+        return not self._pending and not noted and self._task is None
 
     async def flush(self) -> None:
         """Return when all puts so far are durable. Raises what the commit raised; the writes stay
@@ -146,6 +168,8 @@ class Index:
         try:
             while self._waiting is not None:
                 waiting, self._waiting = self._waiting, None
+                entries = self.outbox.entries() if self.outbox is not None else {}
+                self._pending.update(entries)
                 self._committing, self._pending = self._pending, {}
                 if not self._committing:
                     waiting.set_result(None)
@@ -162,5 +186,7 @@ class Index:
                 self._committing = {}
                 self.commits += 1
                 waiting.set_result(None)
+                if entries and self.outbox is not None:
+                    self.outbox.on_entries()
         finally:
             self._task = None

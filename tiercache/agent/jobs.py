@@ -130,9 +130,11 @@ class Jobs:
         return sum(job.state is JobState.RUNNING for job in self._jobs.values())
 
     def resume(self) -> None:
-        """Start again the background jobs that a former agent did not end."""
+        """Start again the background jobs that a former agent did not end, and that do not run."""
         for _, raw in list(self._index.scan(b"j")):
             record = records.decode_job(raw)
+            if record.id in self._jobs:
+                continue
             spec = Prefetch(
                 paths=record.paths,
                 include=record.include,

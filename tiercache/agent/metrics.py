@@ -80,6 +80,7 @@ class _Collector:
         yield from _cache(status["cache"])
         yield from _memory(status["memory"])
         yield from _reads(status["reads"])
+        yield from _metadata(status["metadata"])
         yield from _origins(status["origins"])
 
     async def _status(self) -> dict[str, Any]:
@@ -108,6 +109,28 @@ def _cache(cache: dict[str, Any]) -> Iterator[Metric]:
         ("device_failures", "Refusals of the cache device."),
     ):
         yield CounterMetricFamily(f"tiercache_{name}", text, value=cache[name])
+
+
+def _metadata(metadata: dict[str, Any]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    if not metadata["url"]:
+        return
+    for name, text, value in (
+        ("up", "1 while the store takes what is learnt.", metadata["state"] == "attached"),
+        ("fenced", "1 where another agent has taken over.", metadata["state"] == "fenced"),
+        ("pending_keys", "Records that are not committed yet.", metadata["pending_keys"]),
+        ("sequence", "The number of the last commit.", metadata["sequence"]),
+    ):
+        yield GaugeMetricFamily(f"tiercache_metadata_{name}", text, value=float(value))
+    for name, text in (
+        ("commits", "Commits to the metadata store."),
+        ("committed_keys", "Records in them."),
+        ("imported_records", "Records taken over from the store."),
+        ("damaged_records", "Records that could not be read."),
+        ("failures", "Attempts at the store that failed."),
+    ):
+        yield CounterMetricFamily(f"tiercache_metadata_{name}", text, value=metadata[name])
 
 
 def _reads(reads: dict[str, dict[str, int]]) -> Iterator[Metric]:

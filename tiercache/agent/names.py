@@ -13,6 +13,7 @@ from math import inf
 import msgspec
 
 from tiercache import records
+from tiercache.agent.catalog import Catalog
 from tiercache.agent.contents import without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.flights import Patience, SingleFlight
@@ -54,8 +55,9 @@ class Listing:
 class Names:
     """Look-ups and listings over all mounts."""
 
-    def __init__(self, plane: Plane, mounts: Mounts) -> None:
+    def __init__(self, plane: Plane, mounts: Mounts, catalog: Catalog) -> None:
         self._index = plane.index
+        self._catalog = catalog
         self._mounts = mounts
         self._contents = plane.contents
         self._state = plane.state
@@ -78,6 +80,9 @@ class Names:
         Raises OriginUnavailable where nobody could be asked and nothing may be served stale.
         """
         record = self._index.get_object(located.digest)
+        if record is None and self._catalog.is_partial:
+            await self._catalog.recall_object(located.digest)
+            record = self._index.get_object(located.digest)
         if record is not None and not revalidate:
             until = self._fresh_until(located, record)
             if until > self._clock.now():
@@ -93,6 +98,9 @@ class Names:
             asked = await self._patience.answer(located.origin, begin)
             if asked is None:
                 fallback = self._fallback(located)
+                if fallback is None and self._catalog.is_partial:
+                    await self._catalog.await_listings()
+                    fallback = self._fallback(located)
                 if fallback is not None:
                     return self._found(fallback, self._clock.now() + STALE_RETRY_S, stale=True)
         if asked is None:
@@ -232,7 +240,7 @@ class Names:
                 mtime_s=info.mtime_s or known.mtime_s,
                 validated_unix_s=self._unix_s(sent_s),
             )
-            self._index.put_object(located.digest, record)
+            self._index.learn_object(located.digest, record)
             return record
         if known is not None and known.kind is Kind.FILE:
             bound = located.mount.consistency is Consistency.IMMUTABLE
@@ -248,7 +256,10 @@ class Names:
             self._contents.drop_object(known)
             self._moved = True
         record = self._new_record(located, kind, info, sent_s)
-        self._index.put_object(located.digest, record)
+        if kind is Kind.ABSENT and (known is None or known.kind is Kind.ABSENT):
+            self._index.put_object(located.digest, record)  # nothing that outlives its ttl
+        else:
+            self._index.learn_object(located.digest, record)
         return record
 
     def changed_here(
@@ -311,6 +322,9 @@ class Names:
         """
         name = _listing_name(located, recursive)
         known = part_of(self._index, name, 0)
+        if known is None and self._catalog.is_partial:
+            await self._catalog.recall_listing(name.key(0))
+            known = part_of(self._index, name, 0)
         if known and not refresh and self._listing_until(located, known) > self._clock.now():
             return Listing(known.validated_s, stale=False)
         since_s = self._origin_changed_s.get(located.origin.url, -inf)
@@ -329,6 +343,9 @@ class Names:
         if answered is not None:
             return answered
         fallback = self._known_part(located, recursive)
+        if fallback is None and self._catalog.is_partial:
+            await self._catalog.await_listings()
+            fallback = self._known_part(located, recursive)
         if fallback is None:
             return await asyncio.shield(begin())
         # One that was inferred must be where the client reads it.
@@ -452,7 +469,7 @@ class Names:
         if record.kind is not Kind.FILE:
             self._index.put(records.object_key(located.digest), None)
             return
-        self._index.put_object(located.digest, _forgotten(record))
+        self._index.learn_object(located.digest, _forgotten(record))
 
     def evict(self, located: Located) -> int:
         """Drop the bytes of this name; the name stays known."""

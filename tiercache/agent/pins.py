@@ -15,9 +15,12 @@ class Pins:
         self._by_path: dict[str, PinRecord] = {}
         self._exact: set[tuple[str, str]] = set()
         self._trees: list[tuple[str, str]] = []
-        for _, raw in index.scan(b"p"):
-            record = records.decode_pin(raw)
-            self._by_path[record.path] = record
+        self.load()
+
+    def load(self) -> None:
+        """Take the pins over as the index has them."""
+        loaded = [records.decode_pin(raw) for _, raw in self._index.scan(b"p")]
+        self._by_path = {record.path: record for record in loaded}
         self._rebuild()
 
     def _rebuild(self) -> None:

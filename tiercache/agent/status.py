@@ -67,6 +67,7 @@ def document(
         },
         "mounts": [msgspec.to_builtins(mount) for mount in engine.mounts.all],
         "reads": reads(engine),
+        "metadata": engine.catalog.status(),
         "origins": [{"url": origin.url, **snapshot(origin)} for origin in engine.mounts.origins],
         "pins": engine.pins.paths,
         "jobs": [msgspec.to_builtins(job) for job in engine.jobs.all()],

@@ -104,6 +104,7 @@ def _print_head(document: dict[str, Any]) -> None:
         ("memory", f"{format_bytes(memory['held_bytes'])} of "
          f"{format_bytes(memory['limit_bytes'])}"),
         ("corrupt pages", str(cache["corrupt_pages"])),
+        *_metadata(document["metadata"]),
     ]  # fmt: skip
     if cache["device_problem"]:
         rows.append(("DEVICE", f"{cache['device_problem']} ({cache['device_failures']} failures)"))
@@ -117,6 +118,18 @@ def _print_head(document: dict[str, Any]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         out(f"{name:<{width}}  {value}")
+
+
+def _metadata(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    if not metadata["url"]:
+        return []
+    text = f"{metadata['url']}, {metadata['state']}, commit {metadata['sequence']}"
+    if metadata["pending_keys"]:
+        text += f", {metadata['pending_keys']} records wait"
+    rows = [("metadata", text)]
+    if metadata["problem"]:
+        rows.append(("METADATA", metadata["problem"]))
+    return rows
 
 
 def _print_mounts(document: dict[str, Any]) -> None:
