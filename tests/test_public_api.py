@@ -15,6 +15,7 @@ from tiercache import errors
 from tiercache.fs import TierCacheFileSystem
 from tiercache.model import Entry, FileExtent, JobProgress, Stat
 from tiercache.namespace import Namespace
+from tiercache.snapshots import Snapshot, Snapshots
 
 GOLDEN = Path(__file__).with_name("public_api.json")
 # Set to write the listing anew after a change that is meant.
@@ -43,6 +44,8 @@ def listing() -> dict[str, object]:
         "tiercache": sorted(tiercache.__all__),
         "connect": signature(tiercache.connect),
         "Namespace": {"(new)": signature(Namespace.__init__), **surface(Namespace)},
+        "Snapshot": surface(Snapshot),
+        "Snapshots": surface(Snapshots),
         "TierCacheFileSystem": surface(TierCacheFileSystem),
         "errors": {name: lineage(cls) for name, cls in sorted(errors.BY_NAME.items())},
         "values": {

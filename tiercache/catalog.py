@@ -102,8 +102,6 @@ TYPES: dict[bytes, type[Record]] = {
     b"t": SnapshotPart,
 }
 PREFIXES = tuple(TYPES)
-# Which agent committed last. It speaks of one store and one node: neither exported nor copied.
-WRITER_KEY = b"w"
 _VERSION = bytes([FORMAT_VERSION])
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {letter: msgspec.msgpack.Decoder(kind) for letter, kind in TYPES.items()}
@@ -116,6 +114,17 @@ def encode(record: Record) -> bytes:
     return _VERSION + _encode(record)
 
 
+def body(key: bytes, value: bytes) -> memoryview:
+    """Return the msgpack of a record. Raises FormatError for one of another format."""
+    if value[:1] != _VERSION:
+        raise FormatError(
+            f"a catalog record of format {value[0] if value else 'none'} under {key!r}; this "
+            f"version reads {FORMAT_VERSION}",
+            remedy="use a newer tiercache",
+        )
+    return memoryview(value)[1:]
+
+
 def decode(key: bytes, value: bytes) -> Record:
     """Return the record under ``key``. Raises FormatError, and nothing else, for one that this
     version cannot read."""
@@ -124,25 +133,15 @@ def decode(key: bytes, value: bytes) -> Record:
         raise FormatError(
             f"no record of the catalog has the key {key!r}", remedy="use a newer tiercache"
         )
-    if value[:1] != _VERSION:
-        raise FormatError(
-            f"a catalog record of format {value[0] if value else 'none'} under {key!r}; this "
-            f"version reads {FORMAT_VERSION}",
-            remedy="use a newer tiercache",
-        )
+    encoded = body(key, value)
     try:
-        record: Record = decoder.decode(memoryview(value)[1:])
+        record: Record = decoder.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(
             f"a damaged catalog record under {key!r}: {error}",
             remedy="tiercache metadata check --repair drops it",
         ) from error
     return record
-
-
-def is_later(key: bytes, value: bytes) -> bool:
-    """Return whether a later version may have written this: nothing for us to judge or drop."""
-    return key[:1] not in TYPES or value[:1] > _VERSION
 
 
 def key_fits(key: bytes, record: Record) -> bool:

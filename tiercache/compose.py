@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -19,6 +19,7 @@ import msgspec
 
 from tiercache.agent.directory import CacheDirectory
 from tiercache.client.agreement import accept
+from tiercache.client.frozen import Frozen, FrozenNames
 from tiercache.client.launch import Announcement, start_agent
 from tiercache.client.link import Link
 from tiercache.client.reader import Reader
@@ -30,8 +31,8 @@ from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import OriginUrl, endpoint_name
-from tiercache.ports import MetadataStore, Origin, OriginCapabilities
-from tiercache.settings import MetadataSettings, ProfileSettings, Settings
+from tiercache.ports import Origin, OriginCapabilities
+from tiercache.settings import ProfileSettings, Settings
 
 if TYPE_CHECKING:
     from tiercache.agent.engine import Engine
@@ -63,6 +64,16 @@ class Client:
     reader: Reader
     clock: Clock
     engine: EmbeddedAgent | None = None
+
+    def bind_snapshot(self, name: str) -> Frozen:
+        """Bind this process to the snapshot that has the name now. Raises NotFound."""
+        frozen = self.resolver.frozen
+        before = frozen.bound(name)
+        now = frozen.renew(name)
+        if before is not None and before is not now:
+            self.resolver.forget_snapshot(name)
+            self.reader.forget_snapshot(name)
+        return now
 
     def close(self) -> None:
         self.reader.close()
@@ -101,7 +112,7 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         index = LmdbReader(directory.index)
         extents = ExtentReaders(directory.extents)
         state = SharedStateReader(directory.state)
-        resolver = Resolver(settings.mounts, settings.profiles)
+        resolver = Resolver(settings.mounts, settings.profiles, FrozenNames(index))
         reader = Reader(
             index=index,
             extents=extents,
@@ -266,54 +277,25 @@ def fsck(
                 disk_bytes=disk_bytes,
                 on_progress=on_progress,
             )
-    remedy = "tiercache agent stop, or check beside it with --online"
-    with (
-        agent_kept_out(settings, remedy=remedy),
-        contextlib.closing(LmdbStore(directory.index)) as store,
-    ):
-        return check(
-            store,
-            ExtentFiles(directory.extents),
-            disk_bytes=disk_bytes,
-            repair=repair,
-            on_progress=on_progress,
-        )
-
-
-@contextlib.contextmanager
-def agent_kept_out(settings: Settings, *, remedy: str = "tiercache agent stop") -> Iterator[None]:
-    """Hold the agent's place in the cache directory, where there is one: no agent starts
-    meanwhile. Raises AgentUnavailable where one serves it already, FormatError, ConfigError."""
-    directory = cache_directory(settings)
-    if not directory.root.exists():
-        yield
-        return
     directory.prepare()
     lock_fd = directory.lock()
     if lock_fd is None:
         raise AgentUnavailable(
-            "an agent serves the directory", path=str(directory.root), remedy=remedy
+            "an agent serves the directory",
+            path=str(directory.root),
+            remedy="tiercache agent stop, or check beside it with --online",
         )
     try:
-        yield
+        with contextlib.closing(LmdbStore(directory.index)) as store:
+            return check(
+                store,
+                ExtentFiles(directory.extents),
+                disk_bytes=disk_bytes,
+                repair=repair,
+                on_progress=on_progress,
+            )
     finally:
         os.close(lock_fd)
-
-
-@contextlib.asynccontextmanager
-async def metadata_store(
-    settings: Settings, metadata: MetadataSettings, *, read_only: bool
-) -> AsyncIterator[MetadataStore]:
-    """Open a metadata store and close it in the end. Read-only it is neither made nor taken over,
-    and an agent may serve it; otherwise the caller sees to it that none does. Raises as
-    ``open_metadata``."""
-    from tiercache.metadata.open import open_metadata
-
-    store = await open_metadata(metadata, with_environment(settings).profiles, read_only=read_only)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def run_agent(settings: Settings, *, announce: bool = True) -> int:

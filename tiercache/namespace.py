@@ -21,12 +21,15 @@ from tiercache.client.job import Job
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Name
 from tiercache.client.spans import clamp
+from tiercache.client.stats import frozen_stat
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Entry, FileExtent, Kind, Listing, Stat
+from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
 from tiercache.settings import MountSettings, Settings
+from tiercache.snapshots import Snapshot, Snapshots
 
 COPY_BYTES = 8 << 20
 # A listing is in the index when the agent answers; one that is gone again is asked for anew.
@@ -183,6 +186,9 @@ class Namespace:
         Raises CacheFull where the object has no room, or one of several extents not twice its own.
         """
         request = wire.LocalPath(path, pin)
+        if snapshots.split(path):
+            entry = self.reader().entry(path)
+            request = wire.LocalPath(entry.path, pin, entry.record.token)
         file = self.client.link.request(request, wire.Local).file
         for _ in range(SETTLE_ROUNDS):
             places = {extent.file for extent in self.locate(path)}
@@ -231,6 +237,8 @@ class Namespace:
             name = client.resolver.locate(path)
         except IsADirectory:
             return Stat(path, Kind.DIRECTORY, 0, "", 0.0, 0.0)
+        if name.binding is not None:
+            return frozen_stat(path, name.binding)
         raw = client.index.get(records.object_key(name.digest))
         if raw is None:
             return None
@@ -279,6 +287,8 @@ class Namespace:
 
         Raises NotFound.
         """
+        if inside := self.client.resolver.in_snapshot(path):
+            return inside[0].listing(inside[1], recursive=recursive)
         children = self.client.resolver.table.children_of_root(path)
         try:
             name = self.client.resolver.locate(path)
@@ -450,6 +460,15 @@ class Namespace:
         )
         link = self.client.link
         return Job(link, link.request(request, wire.Job).progress)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Return a dataset snapshot, to read what it froze. Raises NotFound."""
+        return Snapshot(self, name)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """All dataset snapshots: to make, list, compare and remove them."""
+        return Snapshots(self)
 
     def job(self, job_id: str) -> Job:
         """Return a job of this agent by its id. Raises NotFound."""

@@ -183,8 +183,11 @@ class MountList(Request, frozen=True, array_like=True, tag=23):
 
 
 class LocalPath(Request, frozen=True, array_like=True, tag=24):
+    """With ``token`` of this very version, else of the one that the mount's promise gives."""
+
     path: str
     pin: bool
+    token: str = ""
 
 
 class ReportUse(Request, frozen=True, array_like=True, tag=25):
@@ -203,11 +206,49 @@ class ReadThrough(Request, frozen=True, array_like=True, tag=26):
     length: int
 
 
+class FrozenSpan(msgspec.Struct, frozen=True, array_like=True):
+    """One object as a snapshot froze it at ``frozen_unix_s``, and bytes of it to be made present,
+    if any."""
+
+    path: str
+    token: str
+    size_bytes: int
+    mtime_s: float
+    frozen_unix_s: float
+    offset: int = 0
+    length: int = 0
+
+
+class Bind(Request, frozen=True, array_like=True, tag=40):
+    """See that these names have these versions (``Bound``): where the index knows no other, they
+    are taken at their word, since every fetch of their bytes proves them; else the origin is
+    asked. Then fill the spans."""
+
+    items: tuple[FrozenSpan, ...]
+
+
+class SnapshotCreate(Request, frozen=True, array_like=True, tag=41):
+    """Begin to freeze what the paths name; the answer is a ``Job``, queried and cancelled as one.
+    ``checksums`` reads all bytes, ``replace`` takes the place of a snapshot of this name."""
+
+    name: str
+    paths: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    checksums: bool = False
+    replace: bool = False
+    dry_run: bool = False
+
+
+class SnapshotRemove(Request, frozen=True, array_like=True, tag=42):
+    name: str
+
+
 AnyRequest = (
     Hello | Lookup | Fill | FillMany | Advise | ListNames | WriteBegin | WriteData | WriteFinish
     | WriteAbort | Remove | Pin | Unpin | Evict | Invalidate | Prefetch | JobQuery | JobCancel
     | StatusQuery | ReportCorrupt | CopyObject | Shutdown | MountList
-    | LocalPath | ReportUse | ReadThrough
+    | LocalPath | ReportUse | ReadThrough | Bind | SnapshotCreate | SnapshotRemove
 )  # fmt: skip
 
 
@@ -297,9 +338,16 @@ class Local(Response, frozen=True, array_like=True, tag=111):
     file: str
 
 
+class Bound(Response, frozen=True, array_like=True, tag=112):
+    """One element an item: what the name is now as far as the item needs to know, or why that
+    cannot be told."""
+
+    data: tuple[Found | Failure, ...]
+
+
 AnyResponse = (
     Failure | Done | Welcome | Found | Filled | FilledMany | Listed | WriteStarted | Job | Status
-    | Mounts | Local
+    | Mounts | Local | Bound
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -321,6 +369,17 @@ def frame(message: Request | Response) -> bytes:
 def error_of(failure: Failure) -> TiercacheError:
     """Return the exception that a failure stands for."""
     return from_wire(failure.error, failure.message, failure.path, failure.remedy)
+
+
+def failure_of(error: BaseException, path: str = "") -> Failure:
+    """Return the wire form of an error, under the path that was asked for; where the origin named
+    its own, that stands behind. Builtin OSErrors of the device keep their text."""
+    if not isinstance(error, TiercacheError):
+        return Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")
+    message = error.message
+    if path and error.path and error.path != path:
+        message = f"{message} [{error.path}]"
+    return Failure(type(error).__name__, message, path or error.path, error.remedy)
 
 
 def parse_header(header: bytes | memoryview) -> int:

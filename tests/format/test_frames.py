@@ -45,9 +45,14 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "CopyObject": wire.CopyObject("/m/a", "/m/b", True),
     "Shutdown": wire.Shutdown(),
     "MountList": wire.MountList(),
-    "LocalPath": wire.LocalPath("/m/a", True),
+    "LocalPath": wire.LocalPath("/m/a", True, "v1"),
     "ReportUse": wire.ReportUse((("/m", 3, 196608),)),
     "ReadThrough": wire.ReadThrough("/m/a", "v1", 0, 100),
+    "Bind": wire.Bind((wire.FrozenSpan("/m/a", "v1", 10, 1.0, 2.0, 3, 4),)),
+    "SnapshotCreate": wire.SnapshotCreate(
+        "v1", ("/m",), ("*.a",), ("*.b",), checksums=True, replace=True, dry_run=False
+    ),
+    "SnapshotRemove": wire.SnapshotRemove("v1"),
     "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
     "Done": wire.Done(7),
     "Welcome": wire.Welcome(
@@ -68,6 +73,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Status": wire.Status(b"{}"),
     "Mounts": wire.Mounts((MOUNT,)),
     "Local": wire.Local("/c/extents/00/1"),
+    "Bound": wire.Bound((wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0), GONE)),
 }
 
 # What peers of the same wire version sent before a field was added: read, no longer written.
@@ -80,6 +86,7 @@ OLDER: dict[str, wire.Request | wire.Response] = {
         ("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True
     ),
     "Fill-without-inline": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
+    "LocalPath-without-token": wire.LocalPath("/m/a", True),
     "Job-without-order": wire.Job(
         JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))
     ),

@@ -24,6 +24,7 @@ from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
+from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.writes import Writes, check_writable
 from tiercache.clock import Clock
 from tiercache.errors import (
@@ -106,7 +107,8 @@ class Engine:
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
-        self.jobs = Jobs(plane, self.mounts, self.names, self.filler)
+        self.snapshots = Snapshots(plane, self.mounts, self.names, self.filler)
+        self.jobs = Jobs(plane, self.mounts, self.names, self.filler, self.snapshots)
         self.corrupt_pages = 0
         self.disputed_pages = 0
         # Reported by clients, by mount: (reads, bytes) answered without us.
@@ -120,6 +122,7 @@ class Engine:
         # A predecessor killed in the middle of a look-up left its snapshot behind, and the index
         # would grow past it with every commit.
         self._store.reader_check()
+        self.snapshots.recover()
         self.space.load()
         for state in self.space.lost():
             log.warning("extent %016x is gone from the device", state.id)
@@ -162,6 +165,7 @@ class Engine:
         if self._ticker is not None:
             self._ticker.cancel()
         await self.jobs.stop()
+        await self.snapshots.stop()
         await self.writes.stop()
         await self.filler.stop()
         await self.names.stop()
@@ -268,7 +272,7 @@ class Engine:
         except (NotCached, StaleHandle):
             return None  # the client reads this one by itself
         except (TiercacheError, OSError) as error:
-            return failure(error, path)
+            return wire.failure_of(error, path)
         return None
 
     async def _version_changed(self, target: Target) -> None:
@@ -328,15 +332,11 @@ class Engine:
     async def local_path(self, request: wire.LocalPath) -> wire.Local:
         """Make the object one file with exactly its bytes, whole and (if asked) pinned."""
         located = self.mounts.locate(request.path)
-        found = await self.names.lookup(located)
-        if found.kind is Kind.DIRECTORY:
-            raise IsADirectory("a directory has no local file", path=request.path)
-        if found.kind is Kind.ABSENT:
-            raise NotFound("no such object", path=request.path)
+        token = request.token or await self._token_of(located, request.path)
         if request.pin:
             self.pins.add(PinRecord(located.path, located.origin.url, located.key, False))
             self.contents.refresh_pins()
-        target = self.target(located, found.token)
+        target = self.target(located, token)
         try:
             record = await self._make_local(target)
         except (NotCached, CacheFull) as error:
@@ -348,6 +348,14 @@ class Engine:
         self._state.bump_epoch()
         await self.index.flush()
         return wire.Local(self._extents.path(record.extents[0][0]))
+
+    async def _token_of(self, located: Located, path: str) -> str:
+        found = await self.names.lookup(located)
+        if found.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory has no local file", path=path)
+        if found.kind is Kind.ABSENT:
+            raise NotFound("no such object", path=path)
+        return found.token
 
     async def _make_local(self, target: Target) -> records.ObjectRecord:
         """Fill the object and lay it out as one file; what is evicted or found bad meanwhile is
@@ -480,14 +488,3 @@ class Engine:
         self._state.bump_epoch()
         await self.index.flush()
         return wire.Done(count)
-
-
-def failure(error: BaseException, path: str = "") -> wire.Failure:
-    """Return the wire form of an error, under the path that was asked for; where the origin named
-    its own, that stands behind. Builtin OSErrors of the device keep their text."""
-    if not isinstance(error, TiercacheError):
-        return wire.Failure("TiercacheError", f"{type(error).__name__}: {error}", path, "")
-    message = error.message
-    if path and error.path and error.path != path:
-        message = f"{message} [{error.path}]"
-    return wire.Failure(type(error).__name__, message, path or error.path, error.remedy)

@@ -111,6 +111,15 @@ class Index:
             if value is not None:
                 yield key, value
 
+    def first(self, prefix: bytes, start: bytes) -> bytes | None:
+        """Return the first key under ``prefix`` from ``start`` on."""
+        candidates = [key for key in self._uncommitted() if key >= start and key.startswith(prefix)]
+        for key, _ in self._store.scan(prefix, start=start):
+            if self.get(key) is not None:
+                candidates.append(key)
+                break
+        return min((key for key in candidates if self.get(key) is not None), default=None)
+
     async def walk(self, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
         """Yield the same in batches, letting others run between them. What changes meanwhile may
         be seen as it was or as it is."""

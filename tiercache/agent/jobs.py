@@ -21,8 +21,10 @@ from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.ordered import OrderedRun, Steps
 from tiercache.agent.plane import Plane
+from tiercache.agent.snapshots import Snapshots
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
+from tiercache.policy import snapshots
 from tiercache.policy.globs import GlobFilter
 from tiercache.policy.order import IDLE_S
 from tiercache.policy.pages import RUN_PAGES
@@ -105,10 +107,22 @@ class _Job:
         self.error_class = self.error_class or type(error).__name__
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One object to fetch: the version that was listed, of ``snapshot`` that and no other."""
+
+    located: Located
+    entry: Entry
+    snapshot: str = ""
+
+
 class Jobs:
     """All jobs of this agent."""
 
-    def __init__(self, plane: Plane, mounts: Mounts, names: Names, filler: Filler) -> None:
+    def __init__(
+        self, plane: Plane, mounts: Mounts, names: Names, filler: Filler, frozen: Snapshots
+    ) -> None:
+        self._frozen = frozen
         self._index = plane.index
         self._mounts = mounts
         self._names = names
@@ -248,15 +262,15 @@ class Jobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self, job: _Job) -> None:
-        queue: asyncio.Queue[tuple[Located, Entry] | None] = asyncio.Queue(QUEUE_ENTRIES)
+        queue: asyncio.Queue[_Item | None] = asyncio.Queue(QUEUE_ENTRIES)
         workers = [
             asyncio.create_task(self._worker(job, queue)) for _ in range(job.spec.concurrency)
         ]
         try:
             for path in job.spec.paths:
                 try:
-                    async for located, entry in self._expand(job, path):
-                        await queue.put((located, entry))
+                    async for item in self._expand(job, path):
+                        await queue.put(item)
                 except (TiercacheError, OSError) as error:
                     if len(job.spec.paths) == 1:
                         raise
@@ -270,7 +284,11 @@ class Jobs:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _expand(self, job: _Job, path: str) -> AsyncIterator[tuple[Located, Entry]]:
+    async def _expand(self, job: _Job, path: str) -> AsyncIterator[_Item]:
+        if inside := snapshots.split(path):
+            async for item in self._expand_snapshot(job, *inside):
+                yield item
+            return
         for mounted in self._mounts.below(path):
             async for item in self._expand_one(job, mounted):
                 yield item
@@ -278,17 +296,29 @@ class Jobs:
             async for item in self._expand_one(job, path):
                 yield item
 
-    async def _expand_one(self, job: _Job, path: str) -> AsyncIterator[tuple[Located, Entry]]:
+    async def _expand_snapshot(self, job: _Job, name: str, path: str) -> AsyncIterator[_Item]:
+        if job.spec.pin and not job.spec.dry_run:
+            for pin in self._frozen.pins(name, path):
+                self._pins.add(pin)
+        prefix = snapshots.below(path)
+        async for one in self._frozen.below(name, path):
+            relative = snapshots.relative(one.path, prefix) if one.path != path else ""
+            if not relative or job.globs.matches(relative):
+                job.listed += 1
+                job.listed_bytes += one.size_bytes
+                located = self._frozen.locate(one)
+                entry = Entry(relative, Kind.FILE, one.size_bytes, one.token, one.mtime_s)
+                yield _Item(located, entry, name)
+
+    async def _expand_one(self, job: _Job, path: str) -> AsyncIterator[_Item]:
         located = self._mounts.locate(path)
         found = await self._names.lookup(located)
         if found.kind is Kind.FILE:
             self._pin(job, located, tree=False)
             job.listed += 1
             job.listed_bytes += found.size_bytes
-            yield (
-                located,
-                Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s),
-            )
+            entry = Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s)
+            yield _Item(located, entry)
             return
         if found.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=path)
@@ -299,7 +329,7 @@ class Jobs:
                     job.listed += 1
                     job.listed_bytes += entry.size_bytes
                     sibling = self._mounts.sibling(located, located.directory_prefix + entry.name)
-                    yield sibling, self._as_known(sibling, entry, validated_s)
+                    yield _Item(sibling, self._as_known(sibling, entry, validated_s))
 
     def _as_known(self, located: Located, entry: Entry, validated_s: float) -> Entry:
         """Learn a name from a listing of ``validated_s``; return what is known of it now, which
@@ -314,16 +344,28 @@ class Jobs:
         if job.spec.pin and not job.spec.dry_run:
             self._pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
 
-    async def _worker(self, job: _Job, queue: asyncio.Queue[tuple[Located, Entry] | None]) -> None:
+    async def _worker(self, job: _Job, queue: asyncio.Queue[_Item | None]) -> None:
         while (item := await queue.get()) is not None:
-            located, entry = item
+            located, entry = item.located, item.entry
             try:
-                await self._newest(job, located, entry)
+                if item.snapshot:
+                    await self._frozen_one(job, item)
+                else:
+                    await self._newest(job, located, entry)
             except NotCached as error:
                 job.skipped += 1
                 self._limit(job, str(error))
             except (TiercacheError, OSError) as error:
                 job.note_error(located.path, error)
+
+    async def _frozen_one(self, job: _Job, item: _Item) -> None:
+        """Fetch the very version that a snapshot froze; where it is gone, say so."""
+        await self._frozen.expect(item.located, item.entry, item.snapshot)
+        try:
+            await self._one(job, item.located, item.entry)
+        except StaleHandle:
+            await self._frozen.expect(item.located, item.entry, item.snapshot)
+            raise
 
     async def _newest(self, job: _Job, located: Located, entry: Entry) -> None:
         """Fetch the version that was listed, or the one that has taken its place since."""

@@ -377,13 +377,15 @@ class Names:
             return Listing(sent_s, stale=False)
         return Listing(sent_s, stale=False, parts=stored(self._index, name))
 
-    async def walk(self, located: Located) -> AsyncIterator[tuple[float, tuple[Entry, ...]]]:
+    async def walk(
+        self, located: Located, *, refresh: bool = False
+    ) -> AsyncIterator[tuple[float, tuple[Entry, ...]]]:
         """Yield everything below a directory in batches, each with the time it was true at: from
-        the index where that is fresh, else while the origin lists it; a listing that ends well
-        is kept."""
+        the index where that is fresh, else (and with ``refresh`` always) while the origin lists
+        it; a listing that ends well is kept."""
         name = _listing_name(located, recursive=True)
         known = part_of(self._index, name, 0)
-        if known and self._listing_until(located, known) > self._clock.now():
+        if not refresh and known and self._listing_until(located, known) > self._clock.now():
             parts = stored(self._index, name)
             for part in parts:
                 yield known.validated_s, part.entries

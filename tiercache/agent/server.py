@@ -16,9 +16,11 @@ import msgspec
 
 from tiercache import wire
 from tiercache.agent.directory import CacheDirectory
-from tiercache.agent.engine import Engine, failure
+from tiercache.agent.engine import Engine
+from tiercache.agent.jobs import Jobs
 from tiercache.agent.memory import Answer
 from tiercache.agent.names import found
+from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.status import status_body
 from tiercache.clock import Clock
 from tiercache.errors import FormatError, TiercacheError, Unsupported
@@ -119,6 +121,9 @@ class Server:
             wire.JobCancel: self._job_cancel,
             wire.StatusQuery: self._status,
             wire.LocalPath: engine.local_path,
+            wire.Bind: engine.snapshots.bind,
+            wire.SnapshotCreate: self._snapshot_create,
+            wire.SnapshotRemove: self._snapshot_remove,
             wire.MountList: self._mounts,
             wire.Shutdown: self._shutdown,
         }
@@ -149,7 +154,7 @@ class Server:
     @property
     def idle_s(self) -> float:
         """How long there has been neither a client nor a job."""
-        if self.peers or self._engine.jobs.running:
+        if self.peers or self._engine.jobs.running or self._engine.snapshots.running:
             self._idle_since_s = self._clock.now()
         return self._clock.now() - self._idle_since_s
 
@@ -219,11 +224,11 @@ class Server:
                 return await self._write_begin(peer, request)
             return await self._handlers[type(request)](request)
         except (TiercacheError, OSError) as error:
-            return failure(error, path)
+            return wire.failure_of(error, path)
         except Exception as error:  # the request handler's top: one request fails, and is logged
             self.internal_errors += 1
             log.exception("internal error in %s", type(request).__name__)
-            return failure(error, path)
+            return wire.failure_of(error, path)
 
     # -- requests that are not the engine's alone -------------------------------------------
 
@@ -275,10 +280,20 @@ class Server:
 
     async def _job_query(self, request: wire.JobQuery) -> wire.Job:
         wait_s = min(request.wait_s, MAX_WAIT_S)
-        return wire.Job(await self._engine.jobs.query(request.job, wait_s))
+        return wire.Job(await self._jobs_with(request.job).query(request.job, wait_s))
 
     async def _job_cancel(self, request: wire.JobCancel) -> wire.Job:
-        return wire.Job(await self._engine.jobs.cancel(request.job))
+        return wire.Job(await self._jobs_with(request.job).cancel(request.job))
+
+    def _jobs_with(self, job: str) -> Jobs | Snapshots:
+        return self._engine.snapshots if self._engine.snapshots.has(job) else self._engine.jobs
+
+    async def _snapshot_create(self, request: wire.SnapshotCreate) -> wire.Job:
+        return wire.Job(await self._engine.snapshots.create(request))
+
+    async def _snapshot_remove(self, request: wire.SnapshotRemove) -> wire.Done:
+        await self._engine.snapshots.remove(request.name)
+        return wire.Done(1)
 
     async def _status(self, request: wire.StatusQuery) -> wire.Status:
         clients = [

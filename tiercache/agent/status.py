@@ -42,7 +42,9 @@ def document(
             "version": __version__,
             "format_version": FORMAT_VERSION,
             "wire_version": WIRE_VERSION,
-            "internal_errors": internal_errors + engine.jobs.internal_errors,
+            "internal_errors": internal_errors
+            + engine.jobs.internal_errors
+            + engine.snapshots.internal_errors,
             "dropped_peers": dropped_peers,
         },
         "cache": {

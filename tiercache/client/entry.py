@@ -71,8 +71,9 @@ class Entry:
     """
 
     __slots__ = (
-        "_ahead", "base", "digest", "epoch", "fast_bytes", "fresh_until_s", "generation", "held",
-        "mount", "path", "raw", "record", "segments", "slot", "stale", "use", "verified", "whole",
+        "_ahead", "asked", "base", "digest", "epoch", "fast_bytes", "fresh_until_s", "generation",
+        "held", "mount", "path", "raw", "record", "segments", "slot", "stale", "use",
+        "verified", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -86,8 +87,9 @@ class Entry:
     ) -> None:
         """``before`` is what was known of the same version under the same agent: what it has
         verified and opened is kept."""
-        # Constant after construction
-        self.path = path
+        # Constant after construction. ``asked`` is the path under which the reader knows it: that
+        # of a frozen version lies in its snapshot.
+        self.path = self.asked = path
         self.digest = digest
         self.mount = mount
         self.use = use

@@ -13,6 +13,7 @@ from tiercache.client.entry import Entry
 from tiercache.client.link import Link
 from tiercache.client.reader import Reader
 from tiercache.client.spans import clamp
+from tiercache.errors import StaleHandle
 from tiercache.model import Stat
 from tiercache.ports import Buffer
 
@@ -79,7 +80,12 @@ class ReadFile(io.RawIOBase):
     def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]  # io's is positional-only
         self._check_open()
         view = memoryview(buffer).cast("B")
-        self._entry, count = self._reader().entry_into(self._entry, self._offset, view)
+        reader = self._reader()
+        try:
+            self._entry, count = reader.entry_into(self._entry, self._offset, view)
+        except StaleHandle as error:
+            again = reader.rebound(self._entry, error)
+            self._entry, count = reader.entry_into(again, self._offset, view)
         self._offset += count
         return count
 
@@ -95,7 +101,11 @@ class ReadFile(io.RawIOBase):
             return b""
         data = reader.read_verified(entry, start, end)
         if data is None:
-            self._entry, data = reader.read_entry(entry, start, end - start)
+            try:
+                self._entry, data = reader.read_entry(entry, start, end - start)
+            except StaleHandle as error:
+                again = reader.rebound(entry, error)
+                self._entry, data = reader.read_entry(again, start, end - start)
         return data
 
     def _check_open(self) -> None:

@@ -11,21 +11,26 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from time import CLOCK_BOOTTIME, clock_gettime, time
+from math import inf
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
 
 from tiercache import records, wire
+from tiercache.client.bound import Item, bind, fill_many, held
 from tiercache.client.copying import copy, copy_into, into_whole, read_whole
-from tiercache.client.entry import UNCHECKED, Entry, Use
+from tiercache.client.entry import UNCHECKED, Entry
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.presence import cached_bytes
 from tiercache.client.resolver import Name, Resolver, told
 from tiercache.client.spans import clamp, spans_of
+from tiercache.client.stats import stat_of
+from tiercache.client.uses import Uses
 from tiercache.client.verify import VERIFY_BYTES, Verifier
 from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
 from tiercache.model import PAGE_BYTES, Kind, Stat
-from tiercache.policy.freshness import age_s, fresh_until_s
+from tiercache.policy import snapshots
+from tiercache.policy.freshness import fresh_until_s
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
 from tiercache.ports import ExtentDirectory, ExtentReader, IndexReader, SharedStateView
 from tiercache.records import ObjectRecord
@@ -70,7 +75,7 @@ class Reader:
         self._handles.chores.append(self.report_use)
         # Single dict operations, atomic by themselves
         self._hot: dict[str, Entry] = {}
-        self._uses: dict[str, Use] = {}
+        self._uses = Uses()
         self._verifier = Verifier(index, link, self._handles)
 
     # -- the public calls -------------------------------------------------------------------
@@ -165,8 +170,9 @@ class Reader:
     def _again(self, path: str, read: Callable[[Entry], T]) -> T:
         """Read the version that took the place of one replaced under a read by path."""
         for _ in range(REPLACED_ROUNDS - 1):
+            entry = self._asked(path)
             with contextlib.suppress(StaleHandle):
-                return read(self._asked(path))
+                return read(entry)
         return read(self._asked(path))
 
     def read_many(
@@ -177,23 +183,17 @@ class Reader:
         ``on_error="return"`` puts the error in the place of the bytes.
         """
         missing = [item for item in items if not self.is_hit(*item)]
-        failures: dict[tuple[str, int, int | None], TiercacheError] = {}
+        failures: dict[Item, TiercacheError] = {}
         if len(missing) > 1:
-            answer = self._link.request(
-                wire.FillMany(tuple(missing)),
-                wire.FilledMany,
-                meanwhile=self._handles.drop_evicted,
-            )
-            for item, outcome in zip(missing, answer.data, strict=True):
-                if outcome is not None:
-                    failures[item] = wire.error_of(outcome)
-                elif (known := self._hot.get(item[0])) is not None:
+            forget = self._handles.drop_evicted
+            failures = fill_many(self._link, self._resolver, missing, forget)
+            for item in missing:
+                if (known := self._hot.get(item[0])) is not None:
                     known.epoch = UNCHECKED  # it has its bytes now, and a place for them
         results: list[bytes | TiercacheError] = []
         for path, offset, length in items:
             try:
-                failed = failures.get((path, offset, length))
-                if failed is not None:
+                if failed := failures.get((path, offset, length)):
                     raise failed
                 results.append(self.read(path, offset, length))
             except TiercacheError as error:
@@ -227,6 +227,12 @@ class Reader:
         located = self._resolver.locate(path)
         # Before the question: whatever moves after its answer is then seen at the next use.
         epoch = self._words[_EPOCH]
+        if located.binding is not None:
+            record = bind(self._link, located, located.binding)
+            known = held(self._index, located, located.binding) or (b"", record)
+            entry = self._known(located, path, *known, inf)
+            entry.epoch = epoch
+            return entry
         found = self._link.request(wire.Lookup(path), wire.Found)
         raw = self._index.get(records.object_key(located.digest)) or b""
         record = records.decode_object(raw) if raw else told(located, found)
@@ -246,18 +252,24 @@ class Reader:
             return entry
         located = self._resolver.locate(path)
         epoch = self._words[_EPOCH]
-        raw = self._index.get(records.object_key(located.digest))
-        if raw is None:
-            return None
-        record = records.decode_object(raw)
-        until = fresh_until_s(
-            located.mount,
-            kind=record.kind,
-            validated_s=record.validated_s,
-            same_boot=record.boot == self._boot_id,
-        )
-        if now >= until:
-            return None
+        if located.binding is not None:
+            known = held(self._index, located, located.binding)
+            if known is None:
+                return None
+            (raw, record), until = known, inf
+        else:
+            found = self._index.get(records.object_key(located.digest))
+            if found is None:
+                return None
+            raw, record = found, records.decode_object(found)
+            until = fresh_until_s(
+                located.mount,
+                kind=record.kind,
+                validated_s=record.validated_s,
+                same_boot=record.boot == self._boot_id,
+            )
+            if now >= until:
+                return None
         entry = self._known(located, path, raw, record, until)
         entry.epoch = epoch
         return entry
@@ -280,17 +292,15 @@ class Reader:
             entry = before
         else:
             mount = name.mount
-            entry = Entry(path, name.digest, mount, self._use(mount.path), record, before)
+            spoken = path if name.binding is None else name.path
+            entry = Entry(spoken, name.digest, mount, self._uses.of(mount.path), record, before)
+            entry.asked = path
             entry.raw = raw
             entry.generation = generation
             self._remember(path, entry)
         entry.fresh_until_s = until
         entry.stale = False
         return entry
-
-    def _use(self, mount: str) -> Use:
-        use = self._uses.get(mount)
-        return use if use is not None else self._uses.setdefault(mount, Use(mount))
 
     def _remember(self, path: str, entry: Entry) -> None:
         if len(self._hot) >= KEPT_ENTRIES and path not in self._hot:
@@ -311,8 +321,8 @@ class Reader:
             return entry
         record = records.decode_object(raw) if raw else None
         if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
-            if self._hot.get(entry.path) is entry:
-                self._hot.pop(entry.path, None)  # it serves its handles on, not the name
+            if self._hot.get(entry.asked) is entry:
+                self._hot.pop(entry.asked, None)  # it serves its handles on, not the name
             if entry.record.data_id and entry.is_open:
                 entry.epoch = epoch  # what is open and verified stays readable
                 return entry
@@ -322,9 +332,25 @@ class Reader:
         newer.raw, newer.generation = raw, generation
         newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
         newer.epoch = epoch
-        if self._hot.get(entry.path) is entry:
-            self._hot[entry.path] = newer
+        newer.asked = entry.asked
+        if self._hot.get(entry.asked) is entry:
+            self._hot[entry.asked] = newer
         return newer
+
+    def rebound(self, entry: Entry, error: StaleHandle) -> Entry:
+        """Return the entry with which to read again a frozen version that was gone for a moment.
+        Raises ``error`` where it is none of a snapshot, and what is wrong where it stays gone."""
+        if entry.asked != entry.path:
+            again = self._asked(entry.asked)
+            if again.record.token == entry.record.token:
+                return again
+        raise error
+
+    def forget_snapshot(self, name: str) -> None:
+        """Let go of its names: another snapshot has this one."""
+        for path in list(self._hot):
+            if (inside := snapshots.split(path)) and inside[0] == name:
+                self._hot.pop(path, None)
 
     # -- bytes ------------------------------------------------------------------------------
 
@@ -505,7 +531,7 @@ class Reader:
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
                 entry.epoch = UNCHECKED  # the index has, or will have, a place for them
-                return entry, self._assemble(entry, (start, end), spans, answer.data)
+                return entry, answer.data[0] if whole else self._read_through(entry, start, end)
             is_hit, ahead = False, (0, 0)
             entry.epoch = UNCHECKED
         return entry, self._read_through(entry, start, end)
@@ -525,19 +551,6 @@ class Reader:
             parts.append(self._link.request(request, wire.Filled).data[0] or b"")
         return b"".join(parts)
 
-    def _assemble(
-        self,
-        entry: Entry,
-        span: tuple[int, int],
-        spans: tuple[tuple[int, int], ...],
-        data: tuple[bytes | None, ...],
-    ) -> bytes:
-        """Put read-through parts and what is present together."""
-        start, end = span
-        if len(spans) == 1 and spans[0] == (start, end - start):
-            return data[0] or b""
-        return self._read_through(entry, start, end)
-
     def make_present(self, entry: Entry, start: int, end: int) -> Entry:
         """See that bytes [start, end) are on the device, verified; return the entry that says
         where. Raises CacheFull where they can only be read through."""
@@ -556,23 +569,7 @@ class Reader:
         now = clock_gettime(CLOCK_BOOTTIME)
         if now >= entry.fresh_until_s:
             return None
-        record = entry.record
-        same_boot = record.boot == self._boot_id
-        return Stat(
-            path,
-            Kind.FILE,
-            record.size_bytes,
-            record.token,
-            record.mtime_s,
-            age_s(
-                record.validated_s,
-                now,
-                same_boot=same_boot,
-                validated_unix_s=record.validated_unix_s,
-                unix_s=0.0 if same_boot else time(),
-            ),
-            entry.stale,
-        )
+        return stat_of(path, entry, now, self._boot_id)
 
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of the last known version are present, asking nobody."""
@@ -581,13 +578,8 @@ class Reader:
     # -- the rest ---------------------------------------------------------------------------
 
     def report_use(self) -> None:
-        """Tell the agent of hits since last said; what cannot be told now is kept for later."""
-        said = [(use, use.hits, use.hit_bytes) for use in list(self._uses.values()) if use.hits]
-        report = wire.ReportUse(tuple((use.mount, hits, count) for use, hits, count in said))
-        if said and self._link.tell(report):
-            for use, hits, count in said:
-                use.hits -= hits
-                use.hit_bytes -= count
+        """Tell the agent of hits since last said."""
+        self._uses.report(self._link)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the parent's extents."""

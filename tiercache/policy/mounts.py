@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Set
 
 import msgspec
 
-from tiercache.errors import ConfigError, IsADirectory, NotFound
+from tiercache.errors import ConfigError, IsADirectory, NotFound, Unsupported
+from tiercache.policy import snapshots
 from tiercache.policy.urls import OriginUrl, parse_origin_url
 from tiercache.settings import MountSettings, ProfileSettings
 
@@ -89,6 +90,10 @@ class MountTable:
         for mount in mounts:
             if mount.path in self._by_path:
                 raise ConfigError("mounted twice", path=mount.path, remedy="remove one of the two")
+            if mount.path.lstrip("/").split("/", 1)[0].endswith(snapshots.SUFFIX):
+                raise ConfigError(
+                    "a name of snapshots", path=mount.path, remedy="mount it elsewhere"
+                )
             if mount.profile not in profiles:
                 raise ConfigError(
                     f"no profile {mount.profile!r}",
@@ -118,7 +123,7 @@ class MountTable:
 
         Raises ConfigError (a ValueError) for a path that is not absolute, holds NUL, "." or ".."
         segments or a key over 1,024 bytes; IsADirectory for a directory above mounts, NotFound
-        where nothing is mounted.
+        where nothing is mounted, Unsupported for a path in a snapshot.
         """
         if not path.startswith("/"):
             if not path.startswith(OWN_SCHEME):
@@ -144,9 +149,13 @@ class MountTable:
                 return point
         return None
 
-    def _unmounted(self, path: str) -> NotFound | IsADirectory:
+    def _unmounted(self, path: str) -> NotFound | IsADirectory | Unsupported:
         if self.children_of_root(path):
             return IsADirectory("a directory above the mounts", path=path)
+        if snapshots.split(path):
+            return Unsupported(
+                "a snapshot is read only", path=path, remedy="name the namespace path itself"
+            )
         if self._by_path:
             remedy = f"mounted are {', '.join(sorted(self._by_path)[:10])}"
         else:

@@ -1,0 +1,439 @@
+"""Dataset snapshots, the agent's side: making and removing them, and binding names to what they
+froze.
+
+A snapshot is in the index whole or not at all: its parts are written first, and nobody finds them
+before its record is put. What a killed agent left of one is removed by the next.
+Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from time import monotonic
+
+from tiercache import catalog, wire
+from tiercache.agent.device import NotCached
+from tiercache.agent.fill import Filler, Target
+from tiercache.agent.freezing import Freezing
+from tiercache.agent.frozen_parts import FrozenParts
+from tiercache.agent.mounts import Located, Mounts
+from tiercache.agent.names import Names, found
+from tiercache.agent.plane import Plane
+from tiercache.catalog import SnapshotObject, SnapshotPart, SnapshotRecord
+from tiercache.errors import (
+    AlreadyExists,
+    ConfigError,
+    FormatError,
+    NotFound,
+    StaleHandle,
+    TiercacheError,
+)
+from tiercache.model import Entry, JobProgress, JobState, Kind
+from tiercache.policy import snapshots
+from tiercache.records import ObjectRecord, PinRecord
+
+log = logging.getLogger("tiercache.agent")
+
+# Tells the ids of these jobs from those of prefetches, which are hex.
+JOB_PREFIX = "s"
+# Ended jobs that can still be asked for.
+KEPT_JOBS = 100
+
+
+@dataclass(slots=True)
+class _Job:
+    """One snapshot in the making."""
+
+    id: str
+    spec: wire.SnapshotCreate
+    started: float = field(default_factory=monotonic)
+    ended: float = 0.0
+    state: JobState = JobState.RUNNING
+    message: str = ""
+    error_class: str = ""
+    freezing: Freezing | None = None
+    task: asyncio.Task[None] | None = None
+
+    def progress(self) -> JobProgress:
+        freezing = self.freezing
+        return JobProgress(
+            id=self.id,
+            state=self.state,
+            paths=self.spec.paths,
+            listing_done=bool(self.ended),
+            listed=freezing.objects if freezing else 0,
+            listed_bytes=freezing.size_bytes if freezing else 0,
+            filled=freezing.checked if freezing else 0,
+            filled_bytes=freezing.checked_bytes if freezing else 0,
+            elapsed_s=(self.ended or monotonic()) - self.started,
+            message=self.message,
+            error_class=self.error_class,
+            dry_run=self.spec.dry_run,
+            ended=bool(self.ended),
+        )
+
+
+class Snapshots:
+    """All snapshots of this agent's index."""
+
+    def __init__(self, plane: Plane, mounts: Mounts, names: Names, filler: Filler) -> None:
+        self._plane = plane
+        self._index = plane.index
+        self._mounts = mounts
+        self._names = names
+        self._filler = filler
+        self._jobs: dict[str, _Job] = {}
+        # Names that a job is about to take.
+        self._making: set[str] = set()
+        # Jobs that ended by a defect of ours.
+        self.internal_errors = 0
+
+    def recover(self) -> None:
+        """Remove the parts that a former agent left of snapshots it did not end."""
+        key = self._index.first(b"t", b"t")
+        while key is not None:
+            prefix, number = catalog.split_part_key(key)
+            name = prefix[1:-1].decode()
+            try:
+                record = self._record(name)
+            except FormatError:  # a later version's: it knows what to do with it
+                key = self._index.first(b"t", prefix + b"\xff" * 5)
+                continue
+            end = record.first_part + record.parts if record else 0
+            if record is not None and record.first_part <= number < end:
+                key = self._index.first(b"t", catalog.snapshot_part_key(name, end))
+                continue
+            self._index.put(key, None)
+            key = self._index.first(b"t", key + b"\0")
+
+    def _record(self, name: str) -> SnapshotRecord | None:
+        key = catalog.snapshot_key(name)
+        raw = self._index.get(key)
+        if raw is None:
+            return None
+        record = catalog.decode(key, raw)
+        assert isinstance(record, SnapshotRecord)
+        return record
+
+    # -- jobs -------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        return sum(not job.ended for job in self._jobs.values())
+
+    def has(self, job_id: str) -> bool:
+        return job_id.startswith(JOB_PREFIX)
+
+    async def create(self, spec: wire.SnapshotCreate) -> JobProgress:
+        """Begin to make one. Raises AlreadyExists, ConfigError."""
+        snapshots.check_name(spec.name)
+        _check_paths(spec.paths)
+        if not spec.dry_run:
+            self._check_free(spec)
+            self._making.add(spec.name)
+        job = _Job(JOB_PREFIX + secrets.token_hex(4), spec)
+        self._jobs[job.id] = job
+        ended = [other.id for other in self._jobs.values() if other.ended]
+        for old in ended[: max(0, len(ended) - KEPT_JOBS)]:
+            del self._jobs[old]
+        job.task = asyncio.create_task(self._run(job))
+        return job.progress()
+
+    def _check_free(self, spec: wire.SnapshotCreate) -> None:
+        if spec.name in self._making:
+            raise AlreadyExists("a snapshot of this name is being made", path=spec.name)
+        if not spec.replace and self._record(spec.name) is not None:
+            raise AlreadyExists(
+                "there is a snapshot of this name",
+                path=spec.name,
+                remedy="choose another name, or --replace it",
+            )
+
+    def _job(self, job_id: str) -> _Job:
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise NotFound(
+                f"no job {job_id}: if its agent has ended, nothing is left of its snapshot",
+                remedy="make it again",
+            )
+        return job
+
+    async def query(self, job_id: str, wait_s: float) -> JobProgress:
+        """Return the job's state, waiting up to ``wait_s`` for it to end."""
+        job = self._job(job_id)
+        if wait_s > 0 and job.task is not None and not job.ended:
+            await asyncio.wait({job.task}, timeout=wait_s)
+        return job.progress()
+
+    async def cancel(self, job_id: str) -> JobProgress:
+        job = self._job(job_id)
+        if job.task is not None and not job.ended:
+            job.task.cancel()
+            await asyncio.gather(job.task, return_exceptions=True)
+        return job.progress()
+
+    async def stop(self) -> None:
+        """Cancel all; nothing is left of snapshots that were not done."""
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, job: _Job) -> None:
+        try:
+            await self._make(job)
+            job.state = JobState.DONE
+        except asyncio.CancelledError:
+            job.state = JobState.CANCELLED
+            job.message = "cancelled"
+        except (TiercacheError, OSError, NotCached) as error:
+            job.state = JobState.FAILED
+            job.message = str(error)
+            job.error_class = type(error).__name__
+        except Exception as error:  # the task's top: nobody else would ever see it
+            self.internal_errors += 1
+            log.exception("internal error in snapshot %s", job.spec.name)
+            job.state = JobState.FAILED
+            job.message = f"internal error: {type(error).__name__}: {error}"
+            job.error_class = TiercacheError.__name__
+        finally:
+            job.ended = monotonic()
+            if not job.spec.dry_run:
+                self._making.discard(job.spec.name)
+
+    async def _make(self, job: _Job) -> None:
+        spec = job.spec
+        job.freezing = Freezing(
+            self._plane, self._mounts, self._names, self._filler, self._know, spec
+        )
+        if spec.dry_run:
+            async for _ in job.freezing.all():
+                pass
+            return
+        before = self._record(spec.name)
+        first = before.first_part + before.parts if before else 0
+        parts = FrozenParts(self._index, spec.name, first)
+        try:
+            async for objects in job.freezing.all():
+                await parts.add(objects)
+            await parts.finish()
+            if not parts.objects:
+                raise NotFound("there is no object to freeze", path=" ".join(spec.paths))
+            await self._publish(spec, parts, before)
+        except BaseException:
+            with contextlib.suppress(OSError):  # they go with the next commit, or the next agent
+                await parts.discard()
+            raise
+
+    async def _publish(
+        self, spec: wire.SnapshotCreate, parts: FrozenParts, before: SnapshotRecord | None
+    ) -> None:
+        record = SnapshotRecord(
+            name=spec.name,
+            created_unix_s=self._plane.clock.unix(),
+            paths=spec.paths,
+            objects=parts.objects,
+            size_bytes=parts.size_bytes,
+            parts=len(parts.firsts),
+            first_part=parts.first_part,
+            firsts=tuple(parts.firsts),
+            include=spec.include,
+            exclude=spec.exclude,
+            checksums=spec.checksums,
+        )
+        key = catalog.snapshot_key(spec.name)
+        standing = self._index.get(key)
+        self._index.put(key, catalog.encode(record))
+        try:
+            await asyncio.shield(self._index.flush())
+        except BaseException:
+            # In doubt the old one stands; what was written of the new one is discarded.
+            self._index.put(key, standing)
+            raise
+        self._drop_parts(before)
+        with contextlib.suppress(OSError):  # they go with the next commit
+            await self._index.flush()
+
+    def _drop_parts(self, record: SnapshotRecord | None) -> None:
+        if record is not None:
+            for number in range(record.first_part, record.first_part + record.parts):
+                self._index.put(catalog.snapshot_part_key(record.name, number), None)
+
+    async def remove(self, name: str) -> None:
+        """Raises NotFound."""
+        record = self._record(snapshots.check_name(name))
+        if record is None:
+            raise NotFound(
+                "no such snapshot",
+                path=snapshots.join(name),
+                remedy="tiercache snapshot ls shows those there are",
+            )
+        self._index.put(catalog.snapshot_key(name), None)
+        self._drop_parts(record)
+        await self._index.flush()
+
+    # -- what they froze --------------------------------------------------------------------
+
+    def record(self, name: str) -> SnapshotRecord:
+        """Raises NotFound."""
+        record = self._record(name)
+        if record is None:
+            raise NotFound(
+                "no such snapshot",
+                path=snapshots.join(name),
+                remedy="tiercache snapshot ls shows those there are",
+            )
+        return record
+
+    async def below(self, name: str, inside: str) -> AsyncIterator[SnapshotObject]:
+        """Yield what was frozen at and below a path, in path order. Raises NotFound, also where
+        the snapshot is replaced meanwhile."""
+        record = self.record(name)
+        prefix, seen = snapshots.below(inside), False
+        for number, first in enumerate(record.firsts):
+            later = record.firsts[number + 1 : number + 2]
+            if first > prefix and not first.startswith(prefix) and first != inside:
+                break
+            if later and later[0] <= inside:
+                continue
+            for one in self._part(record, number):
+                if one.path == inside or one.path.startswith(prefix):
+                    seen = True
+                    yield one
+            await asyncio.sleep(0)
+        if not seen:
+            raise NotFound(f"not in the snapshot {name}", path=snapshots.join(name, inside))
+
+    def _part(self, record: SnapshotRecord, number: int) -> Iterator[SnapshotObject]:
+        key = catalog.snapshot_part_key(record.name, record.first_part + number)
+        raw = self._index.get(key)
+        if raw is None:
+            raise NotFound("the snapshot was replaced or removed", path=snapshots.join(record.name))
+        part = catalog.decode(key, raw)
+        assert isinstance(part, SnapshotPart)
+        yield from part.objects
+
+    def locate(self, one: SnapshotObject) -> Located:
+        """Return the name of a frozen object. Raises ConfigError where its path is of another
+        origin now, or of none."""
+        try:
+            located = self._mounts.locate(one.path)
+        except NotFound as error:
+            raise ConfigError(
+                f"frozen of {one.origin}, which is not mounted there any more", path=one.path
+            ) from error
+        if (located.origin.url, located.key) != (one.origin, one.key):
+            raise ConfigError(
+                f"frozen of {one.origin}, and its path is now one of {located.origin.url}",
+                path=one.path,
+            )
+        return located
+
+    async def expect(self, located: Located, frozen: Entry, snapshot: str) -> None:
+        """See that the name has the frozen version. Raises StaleHandle where it has another."""
+        now = await self._bind(located, _span(located, frozen))
+        if now.kind is not Kind.FILE or now.token != frozen.token:
+            raise StaleHandle(
+                snapshots.changed(snapshot, frozen.token, now.token, stale=now.stale),
+                path=located.path,
+                remedy=snapshots.CHANGED_REMEDY,
+            )
+
+    def pins(self, name: str, inside: str) -> list[PinRecord]:
+        """Return the pins that cover what was frozen at and below a path: of that, or of the paths
+        that the snapshot was made of. Raises NotFound."""
+        paths = self.record(name).paths if inside == snapshots.ROOT else (inside,)
+        records = []
+        for path in paths:
+            mounted = self._mounts.below(path)
+            if not self._mounts.is_virtual(path):
+                mounted.append(path)
+            for one in mounted:
+                located = self._mounts.locate(one)
+                records.append(PinRecord(located.path, located.origin.url, located.key, True))
+        return records
+
+    async def bind(self, request: wire.Bind) -> wire.Bound:
+        return wire.Bound(tuple(await asyncio.gather(*map(self._bind_item, request.items))))
+
+    async def _bind_item(self, item: wire.FrozenSpan) -> wire.Found | wire.Failure:
+        try:
+            located = self._mounts.locate(item.path)
+            now = await self._bind(located, item)
+            if item.length and now.kind is Kind.FILE and now.token == item.token:
+                with contextlib.suppress(NotCached, StaleHandle):  # its reader sees to it himself
+                    span = (item.offset, item.length)
+                    await self._filler.ensure(target_of(located, item.token), [span])
+            return now
+        except (TiercacheError, OSError) as error:
+            return wire.failure_of(error, item.path)
+
+    async def _bind(self, located: Located, item: wire.FrozenSpan) -> wire.Found:
+        """Return what the name is, as far as the item needs to know. Nobody is asked where nothing
+        is known of the name: every GET of its bytes names the version."""
+        record = self._index.get_object(located.digest)
+        if record is None:
+            record = self._take_at_its_word(located, item)
+        if record.kind is Kind.FILE and record.token == item.token:
+            return found(record, inf)
+        return await self._names.lookup(located, revalidate=True)
+
+    def _know(self, located: Located, one: SnapshotObject) -> None:
+        if self._index.get_object(located.digest) is None:
+            self._take_at_its_word(located, _span(located, one))
+
+    def _take_at_its_word(self, located: Located, item: wire.FrozenSpan) -> ObjectRecord:
+        """Put a record that no mount takes for fresh."""
+        record = ObjectRecord(
+            origin=located.origin.url,
+            key=located.key,
+            kind=Kind.FILE,
+            token=item.token,
+            size_bytes=item.size_bytes,
+            mtime_s=item.mtime_s,
+            validated_s=-inf,
+            validated_unix_s=item.frozen_unix_s,
+        )
+        self._index.put_object(located.digest, record)
+        return record
+
+
+def target_of(located: Located, token: str) -> Target:
+    return Target(
+        origin=located.origin,
+        digest=located.digest,
+        key=located.key,
+        token=token,
+        path=located.path,
+        mount=located.mount.path,
+    )
+
+
+def _span(located: Located, known: Entry | SnapshotObject) -> wire.FrozenSpan:
+    return wire.FrozenSpan(located.path, known.token, known.size_bytes, known.mtime_s, 0.0)
+
+
+def _check_paths(paths: tuple[str, ...]) -> None:
+    """Raises ConfigError for no path, one twice, one inside another, or one in a snapshot."""
+    if not paths:
+        raise ConfigError("a snapshot is made of one path at least")
+    for path in paths:
+        if snapshots.split(path):
+            raise ConfigError("a snapshot is not made of another", path=path)
+    named = {path.rstrip("/") for path in paths}
+    if len(named) < len(paths):
+        raise ConfigError("a path of the snapshot is named twice", path=" ".join(paths))
+    for path in named:
+        above = path
+        while "/" in above:
+            above = above.rpartition("/")[0]
+            if above in named:
+                raise ConfigError(
+                    f"it lies in {above or '/'} too", path=path, remedy="leave it out"
+                )

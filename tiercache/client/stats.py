@@ -1,0 +1,31 @@
+"""What a client says of an object that it knows."""
+
+from __future__ import annotations
+
+from time import time
+
+from tiercache.client.entry import Entry
+from tiercache.client.resolver import Binding
+from tiercache.model import Kind, Stat
+from tiercache.policy.freshness import age_s
+
+
+def stat_of(path: str, entry: Entry, now_s: float, boot_id: str) -> Stat:
+    """Return the stat of a version known by heart, at ``now_s`` of this boot."""
+    record = entry.record
+    same_boot = record.boot == boot_id
+    age = age_s(
+        record.validated_s,
+        now_s,
+        same_boot=same_boot,
+        validated_unix_s=record.validated_unix_s,
+        unix_s=0.0 if same_boot else time(),
+    )
+    return Stat(path, Kind.FILE, record.size_bytes, record.token, record.mtime_s, age, entry.stale)
+
+
+def frozen_stat(path: str, binding: Binding) -> Stat:
+    """Return the stat of a name in a snapshot, confirmed when that was made."""
+    frozen = binding.object
+    age = max(0.0, time() - binding.created_unix_s)
+    return Stat(path, Kind.FILE, frozen.size_bytes, frozen.token, frozen.mtime_s, age)
