@@ -102,6 +102,8 @@ TYPES: dict[bytes, type[Record]] = {
     b"t": SnapshotPart,
 }
 PREFIXES = tuple(TYPES)
+# Which agent committed last. It speaks of one store and one node: neither exported nor copied.
+WRITER_KEY = b"w"
 _VERSION = bytes([FORMAT_VERSION])
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {letter: msgspec.msgpack.Decoder(kind) for letter, kind in TYPES.items()}
@@ -142,6 +144,11 @@ def decode(key: bytes, value: bytes) -> Record:
             remedy="tiercache metadata check --repair drops it",
         ) from error
     return record
+
+
+def is_later(key: bytes, value: bytes) -> bool:
+    """Return whether a later version may have written this: nothing for us to judge or drop."""
+    return key[:1] not in TYPES or value[:1] > _VERSION
 
 
 def key_fits(key: bytes, record: Record) -> bool:

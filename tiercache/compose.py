@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -31,8 +31,8 @@ from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import OriginUrl, endpoint_name
-from tiercache.ports import Origin, OriginCapabilities
-from tiercache.settings import ProfileSettings, Settings
+from tiercache.ports import MetadataStore, Origin, OriginCapabilities
+from tiercache.settings import MetadataSettings, ProfileSettings, Settings
 
 if TYPE_CHECKING:
     from tiercache.agent.engine import Engine
@@ -277,25 +277,54 @@ def fsck(
                 disk_bytes=disk_bytes,
                 on_progress=on_progress,
             )
+    remedy = "tiercache agent stop, or check beside it with --online"
+    with (
+        agent_kept_out(settings, remedy=remedy),
+        contextlib.closing(LmdbStore(directory.index)) as store,
+    ):
+        return check(
+            store,
+            ExtentFiles(directory.extents),
+            disk_bytes=disk_bytes,
+            repair=repair,
+            on_progress=on_progress,
+        )
+
+
+@contextlib.contextmanager
+def agent_kept_out(settings: Settings, *, remedy: str = "tiercache agent stop") -> Iterator[None]:
+    """Hold the agent's place in the cache directory, where there is one: no agent starts
+    meanwhile. Raises AgentUnavailable where one serves it already, FormatError, ConfigError."""
+    directory = cache_directory(settings)
+    if not directory.root.exists():
+        yield
+        return
     directory.prepare()
     lock_fd = directory.lock()
     if lock_fd is None:
         raise AgentUnavailable(
-            "an agent serves the directory",
-            path=str(directory.root),
-            remedy="tiercache agent stop, or check beside it with --online",
+            "an agent serves the directory", path=str(directory.root), remedy=remedy
         )
     try:
-        with contextlib.closing(LmdbStore(directory.index)) as store:
-            return check(
-                store,
-                ExtentFiles(directory.extents),
-                disk_bytes=disk_bytes,
-                repair=repair,
-                on_progress=on_progress,
-            )
+        yield
     finally:
         os.close(lock_fd)
+
+
+@contextlib.asynccontextmanager
+async def metadata_store(
+    settings: Settings, metadata: MetadataSettings, *, read_only: bool
+) -> AsyncIterator[MetadataStore]:
+    """Open a metadata store and close it in the end. Read-only it is neither made nor taken over,
+    and an agent may serve it; otherwise the caller sees to it that none does. Raises as
+    ``open_metadata``."""
+    from tiercache.metadata.open import open_metadata
+
+    store = await open_metadata(metadata, with_environment(settings).profiles, read_only=read_only)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def run_agent(settings: Settings, *, announce: bool = True) -> int:

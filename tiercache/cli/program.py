@@ -50,6 +50,14 @@ CONFIGURATION = {
     "check": Command("config:check", "Check the configuration and say what it is."),
     "schema": Command("config:schema", "Print every key with its type, default and meaning."),
 }
+METADATA = {
+    "export": Command("metadata:export", "Write all records to a file."),
+    "import": Command("metadata:import_", "Bring the records of a file into a store."),
+    "copy": Command("metadata:copy", "Copy all records of one store into another."),
+    "check": Command("metadata:check", "Read every record; find and repair damage."),
+    "rebuild": Command("metadata_agent:rebuild", "Learn names anew from the origins."),
+    "status": Command("metadata_agent:status", "Show how the agent and its store get along."),
+}
 COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "ls": Command("names:ls", "List directories."),
     "stat": Command("names:stat", "Show what is known of paths."),
@@ -69,6 +77,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "mount": Command("mount:mount", "Show the mounts and whether their origins answer."),
     "config": ("Show and check the configuration.", CONFIGURATION),
     "doctor": Command("doctor:doctor", "Check what goes wrong in practice."),
+    "metadata": ("Move, check and rebuild the metadata store.", METADATA),
     "fsck": Command("fsck:fsck", "Check the cache directory, byte by byte."),
 }
 

@@ -172,7 +172,7 @@ def _is_there(item: Download) -> bool:
 def download(namespace: Namespace, item: Download, moved: Callable[[int], None]) -> None:
     """Copy one object to a file that appears whole, with the object's time."""
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(item.target) as (file, name):
+    with temporary(item.target) as (file, name):
         copy_out(namespace, item.path, file, moved=moved)
         if item.mtime_s:
             os.utime(file.fileno(), (item.mtime_s, item.mtime_s))
@@ -181,7 +181,7 @@ def download(namespace: Namespace, item: Download, moved: Callable[[int], None])
 
 
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[tuple[BinaryIO, str]]:
+def temporary(target: Path) -> Iterator[tuple[BinaryIO, str]]:
     """Open a hidden file beside the target; it is gone after a failure."""
     fd, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent)
     mask = os.umask(0)
