@@ -101,6 +101,8 @@ class ObjectTier:
     def _build(self, read_only: bool) -> ObjectStore | LocalStore:
         if self._url.scheme != "file":
             return build_store(self._url, self._profile)
+        if read_only and not os.path.isdir(self._url.bucket):
+            raise no_store_here(str(self._url))
         try:
             return LocalStore(self._url.bucket, mkdir=not read_only)
         except OBSTORE_ERRORS as error:
@@ -244,6 +246,12 @@ class ObjectTier:
             return (await asyncio.to_thread(self._boto))["access_key_id"] != self._key_id
         except AccessDenied:
             return False  # those that it has may hold for minutes yet
+
+
+def no_store_here(path: str) -> NotFound:
+    return NotFound(
+        "no metadata store is here", path=path, remedy="an agent makes it when it starts"
+    )
 
 
 def _now_s() -> float:

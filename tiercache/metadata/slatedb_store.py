@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -24,7 +24,6 @@ from tiercache.errors import (
     FormatError,
     MetadataFenced,
     MetadataUnavailable,
-    NotFound,
     TiercacheError,
     Unsupported,
 )
@@ -41,8 +40,11 @@ from tiercache.metadata.bookkeeping import (
     new_identity,
     unmet,
 )
-from tiercache.metadata.object_tier import ObjectTier, Owner
+from tiercache.metadata.object_tier import ObjectTier, Owner, no_store_here
+from tiercache.metadata.slatedb_bytes import install as install_fast_bytes
 from tiercache.ports import NOTHING_REQUIRED
+
+install_fast_bytes()
 
 # After a failure the next calls fail at once for so long, instead of each waiting its deadline.
 HOLD_OFF_S = 1.0
@@ -50,6 +52,9 @@ HOLD_OFF_S = 1.0
 SCAN_BYTES = 4 * 1024 * 1024
 SCAN_PAIRS_FIRST = 64
 SCAN_PAIRS_MOST = 1024
+# After so many commits the log is written into a table. An opening reads the log since the last
+# one: 256 objects took 0.4 s with 30 ms added to every request, 1,024 took 2.4 s.
+LOG_COMMITS = 256
 # Building a batch costs ~20 µs a record: above this many it does not run on the event loop.
 BATCH_RECORDS_INLINE = 200
 
@@ -65,6 +70,13 @@ _SCAN = slate.ScanOptions(
     read_ahead_bytes=1024 * 1024,
     cache_blocks=True,
     max_fetch_tasks=4,
+)
+_FOLLOWING = slate.ReaderOptions(
+    manifest_poll_interval_ms=1000,
+    checkpoint_lifetime_ms=600_000,  # it makes none
+    max_memtable_bytes=64 * 1024 * 1024,
+    skip_wal_replay=False,
+    object_store_max_retries=3,
 )
 _TO_WAL = slate.FlushOptions(flush_type=slate.FlushType.WAL)
 _TO_TABLE = slate.FlushOptions(flush_type=slate.FlushType.MEM_TABLE)
@@ -84,9 +96,9 @@ def _settings() -> Any:
         "flush_interval": '"100ms"',
         "l0_sst_size_bytes": str(16 * 1024 * 1024),
         "max_unflushed_bytes": str(128 * 1024 * 1024),
-        # At rest each poll is a request or two: 10 s make ~20,000 a day.
-        "manifest_poll_interval": '"10s"',
-        "compactor_options.poll_interval": '"10s"',
+        # At rest they make 1.2 requests a second: 3 million a month, a dollar's worth.
+        "manifest_poll_interval": '"5s"',
+        "compactor_options.poll_interval": '"5s"',
     }.items():
         settings.set(name, value)
     return settings
@@ -116,9 +128,11 @@ class SlateStore:
         self._closed = False
         self._failure = ""
         self._try_again_s = 0.0
+        self._logged = 0  # commits since the last table
         self._turn = asyncio.Lock()  # commits, in order
         self._opening = asyncio.Lock()
-        self._shutting_down: set[asyncio.Task[None]] = set()
+        self._table: asyncio.Task[None] | None = None  # writes the log into one
+        self._behind: set[asyncio.Task[None]] = set()  # what goes on behind the calls
 
     @classmethod
     async def open(
@@ -223,7 +237,23 @@ class SlateStore:
                 self._discard(db)
                 raise
         self._sequence = max(self._sequence, sequence)
+        self._count_logged(db)
         return sequence
+
+    def _count_logged(self, db: Any) -> None:
+        self._logged += 1
+        if self._logged >= LOG_COMMITS and self._table is None:
+            self._table = self._go_on_behind(self._write_table(db))
+
+    async def _write_table(self, db: Any) -> None:
+        """Waits for as long as compaction is behind."""
+        self._logged = 0
+        try:
+            await db.flush_with_options(_TO_TABLE)
+        except slate.Error:
+            return  # the log has it all, and the next call finds what is wrong
+        finally:
+            self._table = None
 
     async def _require(self, db: Any, preconditions: Mapping[bytes, bytes | None]) -> None:
         for key, required in preconditions.items():
@@ -272,9 +302,11 @@ class SlateStore:
         if not self._closed:
             self._closed = True
             if self._db is not None:
-                self._discard(self._db, flush=_TO_TABLE.flush_type if not self._fenced else None)
-        if self._shutting_down:
-            await asyncio.wait(self._shutting_down)
+                self._discard(self._db)
+        if self._table is not None:
+            self._table.cancel()
+        if self._behind:
+            await asyncio.wait(self._behind)
 
     # Owning and opening
 
@@ -372,6 +404,7 @@ class SlateStore:
         if self._read_only:
             reader = slate.DbReaderBuilder(self._tier.path, access)
             reader.with_reader_mode(slate.ReaderMode.FOLLOW_LATEST())
+            reader.with_options(_FOLLOWING)
             return await reader.build()
         builder = slate.DbBuilder(self._tier.path, access)
         builder.with_settings(_settings())
@@ -380,8 +413,7 @@ class SlateStore:
     async def _not_opened(self, error: Any) -> TiercacheError:
         if isinstance(error, slate.Error.Data):
             if self._read_only:
-                remedy = "an agent makes it when it starts"
-                return NotFound("no metadata store is here", path=self._url, remedy=remedy)
+                return no_store_here(self._url)
             return FormatError(_said(error), path=self._url, remedy="name another prefix")
         return self._unavailable(_said(error))
 
@@ -442,22 +474,26 @@ class SlateStore:
             message, path=self._url, remedy="look at the object store and the way to it"
         )
 
-    def _discard(self, db: Any, *, flush: Any = None) -> None:
+    def _discard(self, db: Any) -> None:
         """Shut a database down that nobody is to use any more, on a task of its own."""
         if self._db is db:
             self._db = None
-        task = asyncio.get_running_loop().create_task(self._shut_down(db, flush))
-        self._shutting_down.add(task)
-        task.add_done_callback(self._shutting_down.discard)
+        self._go_on_behind(self._shut_down(db))
 
-    async def _shut_down(self, db: Any, flush: Any) -> None:
-        """Nothing is lost where it fails: what was acknowledged is in the bucket."""
+    def _go_on_behind(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+        return task
+
+    async def _shut_down(self, db: Any) -> None:
+        """Write nothing more: what was acknowledged is in the bucket."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 if self._read_only:
                     await db.shutdown()
                 else:
-                    await db.shutdown_with_options(slate.CloseOptions(flush_type=flush))
+                    await db.shutdown_with_options(slate.CloseOptions(flush_type=None))
         except (slate.Error, TimeoutError):
             return
 
