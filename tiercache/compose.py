@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from tiercache.agent.engine import Engine
     from tiercache.agent.fsck import FsckReport
     from tiercache.agent.server import Server
-    from tiercache.origins.resilient import Endpoints, ResilientOrigin
+    from tiercache.origins.endpoint import Endpoints
+    from tiercache.origins.resilient import ResilientOrigin
 
 log = logging.getLogger("tiercache.agent")
 # Two files of this size and the shared mapping are what Space sets aside as fixed overhead.
@@ -169,7 +170,7 @@ class Agent:
         from tiercache.agent.metrics import MetricsServer
         from tiercache.agent.server import Server
         from tiercache.metadata.open import open_metadata
-        from tiercache.origins.resilient import Endpoints
+        from tiercache.origins.endpoint import Endpoints
 
         settings = with_environment(self.settings)
         directory = cache_directory(settings)

@@ -34,6 +34,32 @@ class Consistency(StrEnum):
     CLOSE_TO_OPEN = "close-to-open"
 
 
+class EndpointState(StrEnum):
+    """Whether the server behind origins answers. ``degraded``: requests failed or were put off
+    lately; ``offline``: nothing is sent to it but the agent's own probes."""
+
+    ONLINE = "online"
+    DEGRADED = "degraded"
+    OFFLINE = "offline"
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A server behind origins at one moment.
+
+    ``since_s`` is for how long it has been in this ``state``; ``next_probe_s`` in how long the
+    next probe is due while it is offline. ``last_error`` is of the last request that failed or was
+    put off, and holds no secret. ``bytes_per_s`` is what it was lately seen to deliver, 0 where
+    too little was read to tell.
+    """
+
+    name: str
+    state: EndpointState
+    since_s: float
+    last_error: str = ""
+    next_probe_s: float = 0.0
+    bytes_per_s: int = 0
+
+
 class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
     """One object version as its origin describes it.
 
@@ -64,16 +90,23 @@ class Listing(list[Entry]):
 
     ``age_s`` is how long ago the origin said so (of several mounts the longest; inf where nobody
     knows any more), ``stale`` is true where it is served past its time because the origin cannot
-    be reached."""
+    be reached. ``partial`` is true where the directory was never listed whole and the origin is
+    offline: these are the names that happen to be known, and there may be others."""
 
-    __slots__ = ("age_s", "stale")
+    __slots__ = ("age_s", "partial", "stale")
 
     def __init__(
-        self, entries: Iterable[Entry] = (), *, age_s: float = 0.0, stale: bool = False
+        self,
+        entries: Iterable[Entry] = (),
+        *,
+        age_s: float = 0.0,
+        stale: bool = False,
+        partial: bool = False,
     ) -> None:
         super().__init__(entries)
         self.age_s = age_s
         self.stale = stale
+        self.partial = partial
 
 
 class Stat(msgspec.Struct, frozen=True):
@@ -109,7 +142,10 @@ class FileExtent(msgspec.Struct, frozen=True):
 
 
 class JobState(StrEnum):
+    """``paused``: an endpoint is offline; the job goes on by itself when it is back."""
+
     RUNNING = "running"
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from tiercache.model import ObjectInfo
+from tiercache.errors import OriginUnavailable
+from tiercache.model import EndpointStatus, ObjectInfo
 
 Buffer = bytes | bytearray | memoryview
 NOTHING_REQUIRED: Mapping[bytes, bytes | None] = MappingProxyType({})
@@ -129,6 +130,49 @@ class Origin(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Endpoint(Protocol):
+    """The server behind one or more origins, and whether it answers. Owned by the event loop."""
+
+    @property
+    def name(self) -> str:
+        """What it is called for users: no secret in it."""
+        ...
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether requests are refused unsent."""
+        ...
+
+    @property
+    def down_s(self) -> float:
+        """For how long it has been offline, 0.0 while it is not."""
+        ...
+
+    def status(self) -> EndpointStatus: ...
+
+    def refusal(self, path: str) -> OriginUnavailable | None:
+        """Return the error that a request meets now, None where it would be sent."""
+        ...
+
+    async def back(self) -> None:
+        """Return when it is not offline."""
+        ...
+
+    async def verdict(self) -> bool:
+        """Return, after a request has failed, whether it is offline; takes seconds at most."""
+        ...
+
+
+class Endpoints(Protocol):
+    """All endpoints of one agent."""
+
+    def all(self) -> Sequence[Endpoint]: ...
+
+    def remember(self, name: str, down_s: float) -> None:
+        """Begin with this endpoint offline, as it was ``down_s`` ago when another agent left."""
+        ...
 
 
 class IndexReader(Protocol):

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from tiercache.clock import Clock
 from tiercache.errors import OriginUnavailable
-from tiercache.ports import Origin
+from tiercache.ports import Endpoint, Origin
 
 # How long a look-up that may be served stale waits for an origin that answers nobody: longer
-# than a HEAD around the world takes (0.3–0.5 s with its handshakes), short for a reader.
-PATIENCE_S = 1.0
+# than a HEAD around the world takes (0.7 s with its handshakes: three round trips of 0.22 s), and
+# short enough that a training loop that loses its network stands still for less than a second.
+PATIENCE_S = 0.75
 
 T = TypeVar("T")
 
@@ -84,13 +85,16 @@ class Patience:
     """Which origins are silent, by what waiting for them has shown.
 
     An origin is silent from the moment a request to it found no answer in time until it answers
-    anybody again. While it is, nobody with a fallback waits, and one request at a time probes it.
+    anybody again. While it is, nobody with a fallback waits, and one request at a time probes it;
+    one whose endpoint is offline is silent, and its endpoint probes it.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._silent_at_s: dict[str, float] = {}
         self._probes: dict[str, asyncio.Task[Any]] = {}
+        # Those who wait hear of the first whose patience ends: none waits longer than it did.
+        self._silence: dict[str, asyncio.Future[None]] = {}
 
     def is_silent(self, origin: Origin) -> bool:
         return self._silent_at_s.get(origin.url, 0.0) > answered_s(origin)
@@ -98,6 +102,8 @@ class Patience:
     async def answer(self, origin: Origin, begin: Callable[[], asyncio.Task[T]]) -> T | None:
         """Begin a request and return its outcome; None where its origin does not answer. The
         request goes on in that case. Raises what else it raised."""
+        if is_offline(origin):
+            return None
         if self.is_silent(origin):
             probe = self._probes.get(origin.url)
             if probe is not None and not probe.done():
@@ -113,20 +119,39 @@ class Patience:
         try:
             return task.result()
         except OriginUnavailable:
-            self._silent_at_s[origin.url] = self._clock.now()
+            self._fall_silent(origin)
             return None
 
     async def _wait(self, origin: Origin, task: asyncio.Task[Any]) -> None:
         """Wait while the origin answers anybody at all: a busy one is not a silent one."""
         asked_s = self._clock.now()
-        while not task.done():
+        silence = self._silence.get(origin.url)
+        if silence is None or silence.done():
+            silence = self._silence[origin.url] = asyncio.get_running_loop().create_future()
+        while not (task.done() or silence.done()):
             left_s = max(asked_s, answered_s(origin)) + PATIENCE_S - self._clock.now()
             if left_s <= 0:
-                self._silent_at_s[origin.url] = self._clock.now()
+                self._fall_silent(origin)
                 return
-            await asyncio.wait({task}, timeout=left_s)
+            await asyncio.wait({task, silence}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+
+    def _fall_silent(self, origin: Origin) -> None:
+        self._silent_at_s[origin.url] = self._clock.now()
+        silence = self._silence.pop(origin.url, None)
+        if silence is not None and not silence.done():
+            silence.set_result(None)
 
 
 def answered_s(origin: Origin) -> float:
     """Return when the origin's server last answered, where its wrapper knows."""
     return float(getattr(origin, "answered_s", 0.0))
+
+
+def endpoint_of(origin: Origin) -> Endpoint | None:
+    """Return the server behind an origin, where its wrapper knows it."""
+    return getattr(origin, "endpoint", None)
+
+
+def is_offline(origin: Origin) -> bool:
+    endpoint = endpoint_of(origin)
+    return endpoint is not None and endpoint.is_offline

@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIServer
 from tiercache.agent.engine import Engine
 from tiercache.agent.status import document
 from tiercache.errors import ConfigError, Unsupported
+from tiercache.model import EndpointState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -82,6 +83,7 @@ class _Collector:
         yield from _reads(status["reads"])
         yield from _metadata(status["metadata"])
         yield from _origins(status["origins"])
+        yield from _endpoints(status["endpoints"])
 
     async def _status(self) -> dict[str, Any]:
         # On the loop, which owns all that the document reads.
@@ -192,3 +194,24 @@ def _origins(origins: list[dict[str, Any]]) -> Iterator[Metric]:
     for origin in told:
         closed.add_metric([origin["url"]], float(origin["breaker"]["mode"] == "closed"))
     yield closed
+
+
+def _endpoints(endpoints: list[dict[str, Any]]) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    state = GaugeMetricFamily(
+        "tiercache_endpoint_state",
+        "1 for the state that the endpoint is in, 0 for the others.",
+        labels=["endpoint", "state"],
+    )
+    pending = GaugeMetricFamily(
+        "tiercache_endpoint_pending_revalidations",
+        "Names served stale that are still to be asked for.",
+        labels=["endpoint"],
+    )
+    for endpoint in endpoints:
+        for name in EndpointState:
+            state.add_metric([endpoint["name"], name], float(endpoint["state"] == name))
+        pending.add_metric([endpoint["name"]], endpoint["pending_revalidations"])
+    yield state
+    yield pending

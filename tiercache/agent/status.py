@@ -71,6 +71,11 @@ def document(
         "reads": reads(engine),
         "metadata": engine.catalog.status(),
         "origins": [{"url": origin.url, **snapshot(origin)} for origin in engine.mounts.origins],
+        "endpoints": [
+            msgspec.to_builtins(endpoint.status())
+            | {"pending_revalidations": engine.names.pending.count(endpoint)}
+            for endpoint in engine.endpoints.all()
+        ],
         "pins": engine.pins.paths,
         "jobs": [msgspec.to_builtins(job) for job in engine.jobs.all()],
         "clients": clients,

@@ -154,6 +154,8 @@ def _state(progress: JobProgress) -> State:
         counts += f", {progress.skipped} skipped"
     if progress.ordered:
         counts += f", {progress.read} read"
+    if progress.state is JobState.PAUSED:
+        counts += f", paused: {progress.message}"
     return State(
         done_bytes=progress.hit_bytes + progress.filled_bytes,
         moved_bytes=progress.filled_bytes,
@@ -165,7 +167,7 @@ def _state(progress: JobProgress) -> State:
 def exit_code_of_job(progress: JobProgress) -> ExitCode:
     """Return how a command ends that waited for this job."""
     match progress.state:
-        case JobState.RUNNING | JobState.DONE:
+        case JobState.RUNNING | JobState.PAUSED | JobState.DONE:
             return ExitCode.OK
         case JobState.CANCELLED:
             return ExitCode.INTERRUPTED

@@ -57,7 +57,7 @@ async def _list_one(mount: MountSettings, profile: ProfileSettings) -> float:
     from tiercache.clock import BootClock
     from tiercache.compose import open_wrapped
     from tiercache.origins.open import origin_url
-    from tiercache.origins.resilient import Endpoints
+    from tiercache.origins.endpoint import Endpoints
 
     url = origin_url(mount.origin)
     clock = BootClock()

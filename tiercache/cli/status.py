@@ -10,7 +10,7 @@ import typer
 from tiercache.cli import session
 from tiercache.cli.names import JSON
 from tiercache.cli.output import on_terminal, out, out_json, say, table
-from tiercache.units import format_bytes
+from tiercache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from tiercache.settings import Settings
@@ -72,6 +72,7 @@ def print_status(document: dict[str, Any]) -> None:
     _print_head(document)
     _print_mounts(document)
     _print_origins(document)
+    _print_endpoints(document)
     if document["jobs"]:
         from tiercache.cli.prefetch import print_jobs
 
@@ -178,3 +179,24 @@ def _print_origins(document: dict[str, Any]) -> None:
             "origin", "requests", "errors", "retries", "throttled", "read", "written", "breaker",
         )  # fmt: skip
         table(header, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _print_endpoints(document: dict[str, Any]) -> None:
+    rows = []
+    # An agent of a version before this one tells of none.
+    for endpoint in document.get("endpoints", ()):
+        probe = f"in {format_duration(endpoint['next_probe_s'])}"
+        rows.append(
+            (
+                endpoint["name"],
+                endpoint["state"],
+                format_duration(endpoint["since_s"]),
+                probe if endpoint["state"] == "offline" else "-",
+                str(endpoint["pending_revalidations"]),
+                endpoint["last_error"] or "-",
+            )
+        )
+    if rows:
+        out("")
+        header = ("endpoint", "state", "for", "next probe", "to revalidate", "last error")
+        table(header, rows, right=(2, 4))

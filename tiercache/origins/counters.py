@@ -2,6 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
+
+from tiercache.clock import Clock
+
+# Seconds with traffic that the throughput is taken from, and the bytes that they must hold to say
+# anything: a few small objects tell how the server answers, not what the network carries.
+THROUGHPUT_SECONDS = 60
+THROUGHPUT_BYTES = 16 << 20
+
+
+class Throughput:
+    """What one endpoint has delivered lately: the most bytes of a second, for readers rarely ask
+    for all that it could deliver."""
+
+    __slots__ = ("_bytes", "_clock", "_second", "_seconds")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._second = 0
+        self._bytes = 0
+        self._seconds: deque[int] = deque(maxlen=THROUGHPUT_SECONDS)
+
+    def received(self, count: int, *, sent_s: float) -> None:
+        """Note an answer of ``count`` bytes, whose request left at ``sent_s``: they came evenly."""
+        now_s = self._clock.now()
+        if int(now_s) != self._second:
+            self._seconds.append(self._bytes)
+            self._second, self._bytes = int(now_s), 0
+        # Of an answer that took ten seconds only the last one's share belongs to this second.
+        self._bytes += int(count / max(1.0, now_s - sent_s))
+
+    def bytes_per_s(self) -> int:
+        """Return 0 where too little was read to tell."""
+        if sum(self._seconds) + self._bytes < THROUGHPUT_BYTES:
+            return 0
+        return max(self._bytes, *self._seconds, 0)
+
 
 class OriginCounters:
     """``requests_*`` count attempts sent, by method; ``calls`` what callers asked for, once

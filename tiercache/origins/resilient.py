@@ -1,4 +1,4 @@
-"""Retries, deadline, in-flight limit and breaker around any origin.
+"""Retries, deadline, in-flight limit and endpoint around any origin.
 
 Reads are retried. A write whose answer was lost is settled by a HEAD that looks for its write
 id: our own success is never reported as a conflict, and a write that may have happened is never
@@ -23,7 +23,7 @@ from tiercache.errors import (
 )
 from tiercache.model import ObjectInfo
 from tiercache.origins.counters import OriginCounters
-from tiercache.policy import breaker
+from tiercache.origins.endpoint import Endpoint
 from tiercache.policy.retry import RetryPolicy, next_delay_s, remaining_s
 from tiercache.ports import (
     Always,
@@ -38,84 +38,6 @@ from tiercache.ports import (
 )
 
 _T = TypeVar("_T")
-
-
-class Endpoint:
-    """One server, as all its origins share it: a breaker and a limit of requests in flight.
-
-    Owned by the event loop. ``name`` is shown to users and holds no secret.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        concurrency: int,
-        clock: Clock,
-        policy: breaker.BreakerPolicy = breaker.BreakerPolicy(),
-    ) -> None:
-        # Constant after construction
-        self.name = name
-        self._clock = clock
-        self._policy = policy
-        # Owned by the event loop
-        self.gate = asyncio.Semaphore(concurrency)
-        self.state = breaker.HEALTHY
-        self.answered_s = 0.0
-
-    def refusal(self, path: str) -> OriginUnavailable | None:
-        """Return the error to raise instead of a request while the breaker is open."""
-        now_s = self._clock.now()
-        self.state, admitted = breaker.admit(self.state, now_s)
-        if admitted:
-            return None
-        down_s = now_s - self.state.since_s
-        return OriginUnavailable(
-            f"{self.name} has not answered for {down_s:.0f} s (breaker {self.state.mode})",
-            path=path,
-            remedy="requests go out again once a probe succeeds",
-        )
-
-    def succeeded(self) -> None:
-        self.state = breaker.succeeded(self.state)
-
-    def answered(self) -> None:
-        """Note an answer that was one: not "come back later"."""
-        self.answered_s = self._clock.now()
-        if self.state is not breaker.HEALTHY:
-            self.succeeded()
-
-    def failed(self) -> None:
-        self.state = breaker.failed(self.state, self._clock.now(), policy=self._policy)
-
-    def abandoned(self) -> None:
-        self.state = breaker.abandoned(self.state)
-
-    @property
-    def mode(self) -> breaker.Mode:
-        return self.state.mode
-
-
-class Endpoints:
-    """The endpoints of one agent, by name. Owned by the event loop."""
-
-    def __init__(
-        self, *, clock: Clock, policy: breaker.BreakerPolicy = breaker.BreakerPolicy()
-    ) -> None:
-        self._clock = clock
-        self._policy = policy
-        self._by_name: dict[str, Endpoint] = {}
-
-    def of(self, name: str, *, concurrency: int) -> Endpoint:
-        """Return the endpoint of that name; the first caller's ``concurrency`` holds."""
-        found = self._by_name.get(name)
-        if found is None:
-            found = Endpoint(name, concurrency=concurrency, clock=self._clock, policy=self._policy)
-            self._by_name[name] = found
-        return found
-
-    def all(self) -> list[Endpoint]:
-        return list(self._by_name.values())
 
 
 class _Call:
@@ -151,6 +73,7 @@ class ResilientOrigin:
         # Constant after construction
         self._origin = origin
         self.endpoint = endpoint
+        endpoint.attach(origin)
         self.counters = OriginCounters()
         self._clock = clock
         self._policy = policy
@@ -187,7 +110,6 @@ class ResilientOrigin:
         """Return counters and breaker for the status document. ``breaker.since_s`` is for how long
         the endpoint has not answered, 0.0 while it is closed."""
         counters, endpoint = self.counters, self.endpoint
-        closed = endpoint.mode is breaker.Mode.CLOSED
         return {
             "requests": counters.by_method(),
             "bytes_read": counters.bytes_read,
@@ -200,7 +122,7 @@ class ResilientOrigin:
             "breaker": {
                 "endpoint": endpoint.name,
                 "mode": str(endpoint.mode),
-                "since_s": 0.0 if closed else self._clock.now() - endpoint.state.since_s,
+                "since_s": endpoint.down_s,
             },
         }
 
@@ -224,7 +146,10 @@ class ResilientOrigin:
 
         async def once() -> Fetched:
             counters.requests_get += 1
-            return await self._origin.get(key, start=start, end=end, token=token)
+            sent_s = self._clock.now()
+            fetched = await self._origin.get(key, start=start, end=end, token=token)
+            self.endpoint.throughput.received(len(fetched.data), sent_s=sent_s)
+            return fetched
 
         counters.calls += 1
         fetched = await self._safely(once)
@@ -252,7 +177,7 @@ class ResilientOrigin:
         try:
             while page is not None:
                 yield page
-                page = await self._attempt(following, _Call(), bounded=False)
+                page = await self._attempt(following, _Call(), bounded=False, is_read=True)
         finally:
             await _close(pages)
 
@@ -333,6 +258,7 @@ class ResilientOrigin:
         await self._once(once, settle, path=f"{self.url}/{target_key}")
 
     async def close(self) -> None:
+        self.endpoint.rest()
         await self._origin.close()
 
     async def _safely(self, once: Callable[[], Awaitable[_T]]) -> _T:
@@ -340,7 +266,7 @@ class ResilientOrigin:
         call = _Call()
         while True:
             try:
-                return await self._attempt(once, call)
+                return await self._attempt(once, call, is_read=True)
             except OriginUnavailable as error:
                 await self._pause_or_raise(error, call)
 
@@ -413,32 +339,34 @@ class ResilientOrigin:
             raise _unknown(cause or error, f"{self.url}/{key}") from error
 
     async def _attempt(
-        self, once: Callable[[], Awaitable[_T]], call: _Call, *, bounded: bool = True
+        self,
+        once: Callable[[], Awaitable[_T]],
+        call: _Call,
+        *,
+        bounded: bool = True,
+        is_read: bool = False,
     ) -> _T:
-        """Send one request through gate and breaker, and tell the breaker how it went."""
+        """Send one request through gate and breaker, and tell the endpoint how it went."""
         endpoint = self.endpoint
         gate = endpoint.gate
         await gate.acquire()
         try:
-            if endpoint.state is not breaker.HEALTHY:
-                refused = endpoint.refusal(self.url)
-                if refused is not None:
-                    self.counters.rejected += 1
-                    raise refused
+            refused = endpoint.refusal(self.url)
+            if refused is not None:
+                self.counters.rejected += 1
+                raise refused
             call.attempts += 1
             if call.attempts == 1:
                 call.started_s = self._clock.now()
                 bounded = bounded and not self._first_is_bounded
             try:
-                result = await (self._bounded(once, call) if bounded else once())
+                with endpoint.request(is_read=is_read):
+                    result = await (self._bounded(once, call) if bounded else once())
             except OriginUnavailable as error:
                 self._count_failure(error)
                 raise
             except TiercacheError:
                 endpoint.answered()  # if only to refuse
-                raise
-            except BaseException:
-                endpoint.abandoned()
                 raise
             endpoint.answered()
             return result
@@ -458,14 +386,14 @@ class ResilientOrigin:
     def _count_failure(self, error: OriginUnavailable) -> None:
         if isinstance(error, Throttled):
             self.counters.throttles += 1
-            self.endpoint.succeeded()
+            self.endpoint.throttled(error)
         else:
             self.counters.errors += 1
-            self.endpoint.failed()
+            self.endpoint.failed(error)
 
     async def _pause_or_raise(self, error: OriginUnavailable, call: _Call) -> None:
         """Wait before the next attempt; raise ``error`` where there is none."""
-        if call.attempts == 0 or self.endpoint.mode is not breaker.Mode.CLOSED:
+        if call.attempts == 0 or self.endpoint.is_offline:
             raise error
         wait_s = next_delay_s(
             call.attempts,
