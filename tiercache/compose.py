@@ -185,6 +185,7 @@ class Agent:
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
                 probe_writes=probe_writes,
                 open_metadata=lambda: open_metadata(settings.metadata, settings.profiles),
+                endpoints=endpoints,
                 clock=clock,
             ),
         )

@@ -158,7 +158,8 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     ``listed`` grows while the listing runs and is the total once ``listing_done``. ``errors``
     holds at most 100 (path, message) pairs; ``failed`` counts all. Of an ``ordered`` job, which
     counts an object at each of its reads, ``read`` says how far its reader has come, and
-    ``paths`` are the first of its paths.
+    ``paths`` are the first of its paths. ``message`` says why it is paused or has not ended
+    well.
     """
 
     id: str

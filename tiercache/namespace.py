@@ -283,7 +283,8 @@ class Namespace:
     def list(self, path: str, recursive: bool = False, *, refresh: bool = False) -> Listing:
         """Return the entries of a directory by name; recursive, everything below it, names
         relative to it. A file lists as itself. ``refresh`` asks the origin in any case; a listing
-        that is ``stale`` is served where that cannot be asked and the mount allows it.
+        that is ``stale`` is served where that cannot be asked and the mount allows it, and of a
+        directory that was never listed whole what is known, ``partial``.
 
         Raises NotFound.
         """
@@ -306,6 +307,7 @@ class Namespace:
                 below = self.list(f"{path.rstrip('/')}/{child}", True, refresh=refresh)
                 found.age_s = max(found.age_s, below.age_s)
                 found.stale |= below.stale
+                found.partial |= below.partial
                 merged.update(
                     (f"{child}/{e.name}", msgspec.structs.replace(e, name=f"{child}/{e.name}"))
                     for e in below
@@ -323,6 +325,7 @@ class Namespace:
             request = wire.ListNames(path, recursive, refresh)
             answer = client.link.request(request, wire.Listed)
             validated_s, found.stale = answer.validated_s, answer.stale
+            found.partial = answer.partial
             if answer.inline is not None:
                 parts = msgspec.msgpack.decode(answer.inline, type=_Parts)
             else:

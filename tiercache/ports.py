@@ -160,6 +160,10 @@ class Endpoint(Protocol):
         """Return when it is not offline."""
         ...
 
+    async def heard(self) -> None:
+        """Return when it is not offline and has no failure or silence that is still looked into."""
+        ...
+
     async def verdict(self) -> bool:
         """Return, after a request has failed, whether it is offline; takes seconds at most."""
         ...

@@ -11,6 +11,7 @@ contract, ``FORMAT_VERSION`` its number, ``tests/format`` holds golden bytes.
     s, t                    dataset snapshots, as in the metadata store (``catalog``)
     q <number8>             a key whose value the metadata store has not got yet, in order
     Q <key>                 number8         where it stands in that order
+    e <hash16>              EndpointRecord  an endpoint that is offline
     \\0 <name>               bookkeeping
 
 Integers in keys are big-endian, so that order is numeric. Values are msgpack arrays, except
@@ -29,6 +30,7 @@ from tiercache.model import CHUNK_PAGES, Entry, Kind
 
 FORMAT_VERSION = 1
 BITMAP_BYTES = CHUNK_PAGES // 8
+ENDPOINTS = b"e"
 META_NEXT_ID = b"\x00next-id"
 META_OUTBOX = b"\x00outbox"
 META_ATTACHED = b"\x00attached"
@@ -133,6 +135,15 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     complete: bool
 
 
+class EndpointRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A server that does not answer: since when, and when that was last seen, in seconds since
+    1970. There is none for one that answers."""
+
+    name: str
+    down_unix_s: float
+    seen_unix_s: float
+
+
 _encode = msgspec.msgpack.Encoder().encode
 decode_object = msgspec.msgpack.Decoder(ObjectRecord).decode
 decode_extent = msgspec.msgpack.Decoder(ExtentRecord).decode
@@ -140,11 +151,14 @@ decode_listing = msgspec.msgpack.Decoder(ListingPart).decode
 decode_pin = msgspec.msgpack.Decoder(PinRecord).decode
 decode_job = msgspec.msgpack.Decoder(JobRecord).decode
 decode_attachment = msgspec.msgpack.Decoder(Attachment).decode
+decode_endpoint = msgspec.msgpack.Decoder(EndpointRecord).decode
+
+Record = (
+    ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord | Attachment | EndpointRecord
+)
 
 
-def encode(
-    record: ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord | Attachment,
-) -> bytes:
+def encode(record: Record) -> bytes:
     return _encode(record)
 
 
@@ -224,3 +238,7 @@ def listing_hash_key(key: bytes) -> bytes:
 
 def listing_part(key: bytes) -> int:
     return int.from_bytes(key[17:21], "big")
+
+
+def endpoint_key(name: str) -> bytes:
+    return ENDPOINTS + blake2b(name.encode(), digest_size=16).digest()

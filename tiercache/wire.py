@@ -309,11 +309,13 @@ class FilledMany(Response, frozen=True, array_like=True, tag=105):
 
 
 class Listed(Response, frozen=True, array_like=True, tag=106):
-    """The listing is in the index; or, where the index cannot be written, ``inline`` holds it."""
+    """The listing is in the index; or, where the index cannot be written, and always where it is
+    ``partial``, ``inline`` holds it."""
 
     stale: bool = False
     validated_s: float = 0.0
     inline: bytes | None = None
+    partial: bool = False
 
 
 class WriteStarted(Response, frozen=True, array_like=True, tag=107):

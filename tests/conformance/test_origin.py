@@ -27,11 +27,11 @@ from tiercache.errors import (
     NotFound,
     Unsupported,
 )
+from tiercache.origins.endpoint import Endpoint
 from tiercache.origins.exact import ExactNames
 from tiercache.origins.obstore_origin import ObstoreOrigin
 from tiercache.origins.open import open_origin
 from tiercache.origins.probe import probe
-from tiercache.origins.endpoint import Endpoint
 from tiercache.origins.resilient import ResilientOrigin
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import parse_origin_url

@@ -87,6 +87,7 @@ OLDER: dict[str, wire.Request | wire.Response] = {
     ),
     "Fill-without-inline": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
     "LocalPath-without-token": wire.LocalPath("/m/a", True),
+    "Listed-without-partial": wire.Listed(True, 2.0, None),
     "Job-without-order": wire.Job(
         JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))
     ),

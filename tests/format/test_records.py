@@ -18,6 +18,7 @@ from tiercache.agent.directory import CacheDirectory
 from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.model import Entry, Kind
 from tiercache.records import (
+    EndpointRecord,
     ExtentRecord,
     JobRecord,
     ListingPart,
@@ -27,7 +28,7 @@ from tiercache.records import (
 
 Record = ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord
 
-RECORDS: dict[str, Record] = {
+RECORDS: dict[str, records.Record] = {
     "large": ObjectRecord(
         origin="s3://bucket",
         key="data/big.bin",
@@ -86,6 +87,9 @@ RECORDS: dict[str, Record] = {
         max_bytes=None,
         concurrency=64,
     ),
+    "endpoint": EndpointRecord(
+        name="s3:eu-central-1", down_unix_s=1_700_000_000.5, seen_unix_s=1_700_000_035.0
+    ),
 }
 
 
@@ -100,6 +104,7 @@ DECODERS = {
     ListingPart: records.decode_listing,
     PinRecord: records.decode_pin,
     JobRecord: records.decode_job,
+    EndpointRecord: records.decode_endpoint,
 }
 
 
@@ -141,6 +146,7 @@ def test_keys() -> None:
     assert records.member_prefix(4).hex() == "6d" + "0000000000000004"
     assert records.job_key("0badcafe").hex() == "6a3062616463616665"
     assert records.pin_key("/m/data").hex() == "703e1154e14c70e9c3c6b1f9380c4f0a30"
+    assert records.endpoint_key("s3:eu-central-1").hex() == "65ed7bb13b08c29ebcbf9d650cf2906856"
     assert records.META_NEXT_ID == b"\0next-id"
     dir_part_2 = records.listing_key("s3://bucket", "data/", False, 2)
     tree_part_0 = records.listing_key("s3://bucket", "data/", True, 0)

@@ -12,8 +12,8 @@ from tiercache.clock import BootClock
 from tiercache.errors import AlreadyExists, Unsupported
 from tiercache.model import ObjectInfo
 from tiercache.namespace import Namespace, connect
-from tiercache.origins.local_origin import LocalOrigin
 from tiercache.origins.endpoint import Endpoint
+from tiercache.origins.local_origin import LocalOrigin
 from tiercache.origins.resilient import ResilientOrigin
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import parse_origin_url

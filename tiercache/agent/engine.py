@@ -24,6 +24,7 @@ from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
+from tiercache.agent.reach import Reach
 from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.writes import Writes, check_writable
 from tiercache.clock import Clock
@@ -31,13 +32,14 @@ from tiercache.errors import (
     CacheFull,
     IsADirectory,
     NotFound,
+    OriginUnavailable,
     StaleHandle,
     TiercacheError,
     Unsupported,
 )
 from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
-from tiercache.ports import ExtentStore, IndexStore, MetadataStore, SharedState
+from tiercache.ports import Endpoints, ExtentStore, IndexStore, MetadataStore, SharedState
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
 
@@ -70,6 +72,7 @@ class Parts:
     open_origin: OpenOrigin
     probe_writes: ProbeWrites
     open_metadata: OpenMetadata
+    endpoints: Endpoints
     clock: Clock
 
 
@@ -104,6 +107,8 @@ class Engine:
         self.catalog.imported_pins = self._imported_pins
         self.catalog.imported_jobs = self._imported_jobs
         self.names = Names(plane, self.mounts, self.catalog)
+        self.endpoints = parts.endpoints
+        self._reach = Reach(self.index, parts.endpoints, parts.clock)
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
@@ -131,6 +136,7 @@ class Engine:
         self._state.bump_generation()
         self._state.bump_epoch()
         await self._shrink()
+        self._reach.recall()
         await self.index.flush()
         self.jobs.resume()
         self.catalog.start()
@@ -155,6 +161,8 @@ class Engine:
             with contextlib.suppress(OSError, TiercacheError):  # the device's next user reports it
                 self.space.measure_overhead()
                 self.space.reap()
+                if self._reach.keep():
+                    await self.index.flush()
                 if self.clock.now() - checked_s >= READER_CHECK_S:
                     checked_s = self.clock.now()
                     loop = asyncio.get_running_loop()
@@ -190,7 +198,12 @@ class Engine:
             located, recursive=request.recursive, refresh=request.refresh
         )
         inline = msgspec.msgpack.encode(listing.parts) if listing.parts else None
-        return wire.Listed(stale=listing.stale, validated_s=listing.validated_s, inline=inline)
+        return wire.Listed(
+            stale=listing.stale,
+            validated_s=listing.validated_s,
+            inline=inline,
+            partial=listing.partial,
+        )
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -206,6 +219,12 @@ class Engine:
 
     async def fill(self, request: wire.Fill) -> wire.Filled:
         target = self.target(self.mounts.locate(request.path), request.token)
+        try:
+            return await self._filled(request, target)
+        except OriginUnavailable as error:
+            raise self.filler.explained(target, error) from error
+
+    async def _filled(self, request: wire.Fill, target: Target) -> wire.Filled:
         try:
             waits = self.filler.begin(target, request.spans)  # what is waited for goes first
             self._read_ahead(target, request.ahead)
@@ -231,7 +250,10 @@ class Engine:
     async def read_through(self, request: wire.ReadThrough) -> wire.Filled:
         target = self.target(self.mounts.locate(request.path), request.token)
         length = min(request.length, wire.MAX_SPAN_BYTES)
-        return wire.Filled((await self.filler.read_through(target, request.offset, length),))
+        try:
+            return wire.Filled((await self.filler.read_through(target, request.offset, length),))
+        except OriginUnavailable as error:
+            raise self.filler.explained(target, error) from error
 
     def _read_ahead(self, target: Target, span: tuple[int, int]) -> None:
         if not span[1]:
@@ -268,7 +290,11 @@ class Engine:
             if found.kind is not Kind.FILE:
                 return None  # the client's own look-up says what it is instead
             length = found.size_bytes if length is None else length
-            await self.filler.ensure(self.target(located, found.token), [(offset, length)])
+            target = self.target(located, found.token)
+            try:
+                await self.filler.ensure(target, [(offset, length)])
+            except OriginUnavailable as error:
+                return failure(self.filler.explained(target, error), path)
         except (NotCached, StaleHandle):
             return None  # the client reads this one by itself
         except (TiercacheError, OSError) as error:
@@ -339,6 +365,8 @@ class Engine:
         target = self.target(located, token)
         try:
             record = await self._make_local(target)
+        except OriginUnavailable as error:
+            raise self.filler.explained(target, error) from error
         except (NotCached, CacheFull) as error:
             raise CacheFull(
                 f"no room for the whole object: {error}",

@@ -20,9 +20,11 @@ import msgspec
 from tiercache import wire
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
+from tiercache.agent.flights import endpoint_of, is_offline
+from tiercache.agent.offline import missing_bytes
 from tiercache.agent.plane import Plane
 from tiercache.agent.space import ExtentState
-from tiercache.errors import CacheFull, PreconditionFailed, StaleHandle
+from tiercache.errors import CacheFull, OriginUnavailable, PreconditionFailed, StaleHandle
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
 from tiercache.ports import Buffer, Origin
@@ -160,12 +162,35 @@ class Filler:
         runs = pages.missing_runs(
             *span, is_missing, boundary_pages=record.extent_bytes // PAGE_BYTES
         )
+        if runs:
+            self._refuse_offline(target)
         for run in runs:
             task = self._spawn(self._fill_run(target, record, run))
             for page in range(*run):
                 self._pages[data_id, page] = task
             task.add_done_callback(lambda _, run=run: self._forget(data_id, run))  # type: ignore[misc]  # default binds the loop variable
             waits.add(task)
+
+    def _refuse_offline(self, target: Target) -> None:
+        """Raise what the endpoint would, before room is made for bytes that cannot come."""
+        endpoint = endpoint_of(target.origin)
+        refused = endpoint.refusal(target.path) if endpoint is not None else None
+        if refused is not None:
+            raise refused
+
+    def explained(self, target: Target, error: OriginUnavailable) -> OriginUnavailable:
+        """Return the error of a miss; offline it says how much of the object is missing."""
+        if not is_offline(target.origin):
+            return error
+        record = self._index.get_object(target.digest)
+        if record is None or record.token != target.token:
+            return error
+        return missing_bytes(
+            target.path,
+            error,
+            cached_bytes=self._contents.cached_bytes(record),
+            size_bytes=record.size_bytes,
+        )
 
     def _forget(self, data_id: int, run: tuple[int, int]) -> None:
         for page in range(*run):
@@ -289,6 +314,7 @@ class Filler:
         key = (target.digest, target.token)
         task = self._objects.get(key)
         if task is None:
+            self._refuse_offline(target)
             task = self._spawn(self._fill_small(target))
             self._objects[key] = task
             task.add_done_callback(lambda _: self._objects.pop(key, None))

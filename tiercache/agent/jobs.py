@@ -10,24 +10,35 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import TypeVar
 
 from tiercache import records
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
+from tiercache.agent.flights import endpoint_of
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.ordered import OrderedRun, Steps
 from tiercache.agent.plane import Plane
 from tiercache.agent.snapshots import Snapshots
-from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
+from tiercache.errors import (
+    IsADirectory,
+    NotFound,
+    OriginUnavailable,
+    StaleHandle,
+    Throttled,
+    TiercacheError,
+    Unsupported,
+)
 from tiercache.model import Entry, JobProgress, JobState, Kind, ObjectInfo
 from tiercache.policy import snapshots
 from tiercache.policy.globs import GlobFilter
 from tiercache.policy.order import IDLE_S
 from tiercache.policy.pages import RUN_PAGES
+from tiercache.ports import Origin
 from tiercache.records import JobRecord, PinRecord
 from tiercache.wire import Prefetch
 
@@ -47,6 +58,8 @@ KEPT_JOBS = 100
 SHOWN_PATHS = 10
 # Paths of an order resolved between two turns of the event loop: ~5 µs each.
 LOCATE_BATCH = 500
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -73,11 +86,19 @@ class _Job:
     error_class: str = ""
     task: asyncio.Task[None] | None = None
     run: OrderedRun | None = None
+    # How much of its work waits for an endpoint that is offline, and for which.
+    waiting: int = 0
+    waits_for: str = ""
+
+    @property
+    def is_paused(self) -> bool:
+        return bool(self.waiting) and not self.ended
 
     def progress(self) -> JobProgress:
+        paused = self.is_paused and self.state is JobState.RUNNING
         return JobProgress(
             id=self.id,
-            state=self.state,
+            state=JobState.PAUSED if paused else self.state,
             paths=self.spec.paths[:SHOWN_PATHS] if self.spec.ordered else self.spec.paths,
             listing_done=self.listing_done,
             listed=self.listed,
@@ -91,7 +112,7 @@ class _Job:
             requests=self.requests,
             elapsed_s=(self.ended or monotonic()) - self.started,
             errors=tuple(self.errors),
-            message=self.message,
+            message=f"{self.waits_for} is offline" if paused else self.message,
             error_class=self.error_class,
             pin=self.spec.pin,
             dry_run=self.spec.dry_run,
@@ -284,6 +305,34 @@ class Jobs:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
+    async def _outlast(self, job: _Job, origin: Origin, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what asks an origin, and do it anew after an outage, so it must not count before it
+        has ended. Raises the errors of ``work`` that no outage explains."""
+        while True:
+            try:
+                return await work()
+            except OriginUnavailable as error:
+                if not await self._paused(job, origin, error):
+                    raise
+
+    async def _paused(self, job: _Job, origin: Origin, error: OriginUnavailable) -> bool:
+        """Pause the job while the endpoint is offline, and return True; False where ``error`` is
+        not an outage's, and in a dry run, which somebody waits for."""
+        endpoint = endpoint_of(origin)
+        if endpoint is None or job.spec.dry_run or isinstance(error, Throttled):
+            return False
+        if not await endpoint.verdict():
+            return False
+        if not job.waiting:
+            log.info("job %s pauses: %s is offline", job.id, endpoint.name)
+        job.waiting += 1
+        job.waits_for = endpoint.name
+        try:
+            await endpoint.back()
+        finally:
+            job.waiting -= 1
+        return True
+
     async def _expand(self, job: _Job, path: str) -> AsyncIterator[_Item]:
         if inside := snapshots.split(path):
             async for item in self._expand_snapshot(job, *inside):
@@ -312,7 +361,7 @@ class Jobs:
 
     async def _expand_one(self, job: _Job, path: str) -> AsyncIterator[_Item]:
         located = self._mounts.locate(path)
-        found = await self._names.lookup(located)
+        found = await self._outlast(job, located.origin, lambda: self._names.lookup(located))
         if found.kind is Kind.FILE:
             self._pin(job, located, tree=False)
             job.listed += 1
@@ -323,13 +372,28 @@ class Jobs:
         if found.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=path)
         self._pin(job, located, tree=True)
-        async for validated_s, entries in self._names.walk(located):
-            for entry in entries:
-                if entry.kind is Kind.FILE and job.globs.matches(entry.name):
-                    job.listed += 1
-                    job.listed_bytes += entry.size_bytes
-                    sibling = self._mounts.sibling(located, located.directory_prefix + entry.name)
-                    yield _Item(sibling, self._as_known(sibling, entry, validated_s))
+        async for validated_s, entry in self._walk(job, located):
+            if entry.kind is Kind.FILE and job.globs.matches(entry.name):
+                job.listed += 1
+                job.listed_bytes += entry.size_bytes
+                sibling = self._mounts.sibling(located, located.directory_prefix + entry.name)
+                yield _Item(sibling, self._as_known(sibling, entry, validated_s))
+
+    async def _walk(self, job: _Job, located: Located) -> AsyncIterator[tuple[float, Entry]]:
+        """Yield everything below a directory, each name once: a listing that an outage broke off
+        begins anew after it, and what it had yielded is passed over."""
+        last = ""
+        while True:
+            try:
+                async for validated_s, entries in self._names.walk(located):
+                    for entry in entries:
+                        if entry.name > last:
+                            yield validated_s, entry
+                    last = max(last, entries[-1].name) if entries else last
+                return
+            except OriginUnavailable as error:
+                if not await self._paused(job, located.origin, error):
+                    raise
 
     def _as_known(self, located: Located, entry: Entry, validated_s: float) -> Entry:
         """Learn a name from a listing of ``validated_s``; return what is known of it now, which
@@ -372,7 +436,7 @@ class Jobs:
         try:
             await self._one(job, located, entry)
         except StaleHandle:
-            found = await self._names.lookup(located)
+            found = await self._outlast(job, located.origin, lambda: self._names.lookup(located))
             if found.kind is not Kind.FILE:
                 raise NotFound("removed since it was listed", path=located.path) from None
             newer = Entry(entry.name, Kind.FILE, found.size_bytes, found.token, found.mtime_s)
@@ -433,14 +497,22 @@ class Jobs:
             path=located.path,
             mount=located.mount.path,
         )
+
+        async def ensure(start: int, length: int) -> None:
+            await self._outlast(
+                job,
+                target.origin,
+                lambda: self._filler.ensure(target, [(start, length)], is_read=False),
+            )
+
         if self._small(entry):
-            await self._filler.ensure(target, [(0, entry.size_bytes)], is_read=False)
+            await ensure(0, entry.size_bytes)
             job.filled_bytes += missing
             return
         counted = 0
         for start in range(0, entry.size_bytes, WINDOW_BYTES):
             async with self._large:
-                await self._filler.ensure(target, [(start, WINDOW_BYTES)], is_read=False)
+                await ensure(start, WINDOW_BYTES)
             # Which window held the missing bytes nobody remembers: each counts its share.
             share = missing * min(start + WINDOW_BYTES, entry.size_bytes) // entry.size_bytes
             job.filled_bytes += share - counted
@@ -462,6 +534,7 @@ class Jobs:
             fetch=lambda located, entry: self._fetch_next(job, located, entry),
             present=lambda entry: _count_hit(job, entry),
             left=lambda: _count_skipped(job),
+            is_paused=lambda: job.is_paused,
         )
         job.run = OrderedRun(self._plane, names, steps, concurrency=job.spec.concurrency)
         if not await job.run.run():
@@ -477,7 +550,7 @@ class Jobs:
 
     async def _look_up(self, job: _Job, located: Located) -> Entry | None:
         try:
-            found = await self._names.lookup(located)
+            found = await self._outlast(job, located.origin, lambda: self._names.lookup(located))
             if found.kind is Kind.DIRECTORY:
                 raise IsADirectory("an ordered prefetch names objects", path=located.path)
             if found.kind is Kind.ABSENT:

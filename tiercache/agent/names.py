@@ -16,11 +16,13 @@ from tiercache import records
 from tiercache.agent.catalog import Catalog
 from tiercache.agent.contents import without_data
 from tiercache.agent.device import NotCached
-from tiercache.agent.flights import Patience, SingleFlight
+from tiercache.agent.flights import Patience, SingleFlight, is_offline
 from tiercache.agent.listings import Draft, ListingName, infer, part_of, stored
 from tiercache.agent.mounts import Located, Mounts
+from tiercache.agent.offline import OfflineNames, refused_by_mount, unknown_name
+from tiercache.agent.pending import Pending
 from tiercache.agent.plane import Plane
-from tiercache.errors import NotFound
+from tiercache.errors import NotFound, OriginUnavailable
 from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
     age_s,
@@ -45,10 +47,12 @@ OWN_CHANGES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """How a listing request ended. ``parts`` only where the index could not take them."""
+    """How a listing request ended. ``parts`` only where the index could not take them, or is not
+    to, for a ``partial`` one is never kept."""
 
     validated_s: float
     stale: bool
+    partial: bool = False
     parts: tuple[ListingPart, ...] = ()
 
 
@@ -65,6 +69,9 @@ class Names:
         self._device = plane.device
         self._flights = SingleFlight(plane.clock)
         self._patience = Patience(plane.clock)
+        # What was served stale, to be asked for when its origin answers again
+        self.pending = Pending(self._revalidate)
+        self._offline = OfflineNames(plane.index, self._flights)
         # When this node itself last changed a name, and anything at an origin
         self._changed_s: dict[bytes, float] = {}
         self._origin_changed_s: dict[str, float] = {}
@@ -102,10 +109,48 @@ class Names:
                     await self._catalog.await_listings()
                     fallback = self._fallback(located)
                 if fallback is not None:
+                    self.pending.add(located)
                     return self._found(fallback, self._clock.now() + STALE_RETRY_S, stale=True)
         if asked is None:
-            asked = await asyncio.shield(begin())
+            try:
+                asked = await asyncio.shield(begin())
+            except OriginUnavailable as error:
+                if not is_offline(located.origin):
+                    raise
+                return await self._known_offline(located, error)
         return self._found(asked, self._fresh_until(located, asked))
+
+    async def _known_offline(self, located: Located, error: OriginUnavailable) -> Found:
+        """Answer for a name of which nothing may be served by itself: as a directory where known
+        names lie below it. Raises OriginUnavailable that says what is missing."""
+        if not may_serve_stale(located.mount, Kind.FILE):
+            raise refused_by_mount(located, error) from error
+        if not await self._offline.is_directory(located):
+            raise unknown_name(located, error) from error
+        record = self._new_record(located, Kind.DIRECTORY, None, -inf)
+        return self._found(record, self._clock.now() + STALE_RETRY_S, stale=True)
+
+    async def _revalidate(self, located: Located, recursive: bool | None) -> None:
+        """Bring a name, or a listing, up to date that was served stale."""
+        if recursive is None:
+            record = self._index.get_object(located.digest)
+            if record is None or self._fresh_until(located, record) <= self._clock.now():
+                key = ("head", located.digest)
+                since_s = self._since_s(located, record, False)
+                await asyncio.shield(
+                    self._flights.join(key, lambda: self._ask(located), since_s=since_s)
+                )
+            return
+        name = _listing_name(located, recursive)
+        known = part_of(self._index, name, 0)
+        if known is None or self._listing_until(located, known) <= self._clock.now():
+            await asyncio.shield(
+                self._flights.join(
+                    name,
+                    lambda: self._ask_listing(located, name),
+                    since_s=self._clock.now() - located.mount.ttl_s,
+                )
+            )
 
     def _since_s(self, located: Located, record: ObjectRecord | None, revalidate: bool) -> float:
         """Return when a request must have been sent for its answer to serve a call of now."""
@@ -179,6 +224,8 @@ class Names:
 
     async def stop(self) -> None:
         """End the requests that nobody waits for any more."""
+        await self.pending.stop()
+        self._offline.stop()
         await self._flights.stop()
 
     async def _ask(self, located: Located) -> ObjectRecord:
@@ -316,9 +363,10 @@ class Names:
     # -- listings ---------------------------------------------------------------------------
 
     async def listing(self, located: Located, *, recursive: bool, refresh: bool) -> Listing:
-        """Return a whole listing, from the index where it is fresh. Never a part of one.
+        """Return a whole listing, from the index where it is fresh. A part of one, marked so, only
+        where the endpoint is offline and some names below are known.
 
-        Raises OriginUnavailable where nobody could be asked and none is known.
+        Raises OriginUnavailable where nobody could be asked and nothing is known.
         """
         name = _listing_name(located, recursive)
         known = part_of(self._index, name, 0)
@@ -342,16 +390,44 @@ class Names:
         answered = await self._patience.answer(located.origin, begin)
         if answered is not None:
             return answered
+        self.pending.add(located, recursive)
         fallback = self._known_part(located, recursive)
         if fallback is None and self._catalog.is_partial:
             await self._catalog.await_listings()
             fallback = self._known_part(located, recursive)
         if fallback is None:
-            return await asyncio.shield(begin())
+            try:
+                return await asyncio.shield(begin())
+            except OriginUnavailable as error:
+                if not is_offline(located.origin):
+                    raise
+                return await self._partial(located, name, error)
         # One that was inferred must be where the client reads it.
         kept = await self._keep()
         parts = () if kept else stored(self._index, name)
         return Listing(self._validated_s(fallback), stale=True, parts=parts)
+
+    async def _partial(
+        self, located: Located, name: ListingName, error: OriginUnavailable
+    ) -> Listing:
+        """Return the names known below a directory that was never listed whole. Raises
+        OriginUnavailable where there are none."""
+
+        found = await self._offline.below(name)
+        if found is None:
+            raise unknown_name(located, error) from error
+        oldest = found.oldest
+        part = ListingPart(
+            origin=name.origin,
+            prefix=name.prefix,
+            recursive=name.recursive,
+            parts=1,
+            validated_s=oldest.validated_s,
+            boot=oldest.boot,
+            entries=found.entries,
+        )
+        validated_s = self._validated_s(oldest)
+        return Listing(validated_s, stale=True, partial=True, parts=(part,))
 
     def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
         """Return the first part of the last listing known, or of one that follows from what is

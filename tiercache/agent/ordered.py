@@ -36,13 +36,14 @@ class Steps:
 
     ``look_up`` returns the version to fetch, None where there is none; ``fetch`` fetches it;
     ``present`` counts one that is here already, ``left`` one that is too large to be fetched
-    ahead.
+    ahead; ``is_paused`` says that an endpoint is offline, when no reader can be expected.
     """
 
     look_up: Callable[[Located], Awaitable[Entry | None]]
     fetch: Callable[[Located, Entry], Awaitable[None]]
     present: Callable[[Entry], None]
     left: Callable[[], None]
+    is_paused: Callable[[], bool]
 
 
 class OrderedRun:
@@ -94,6 +95,8 @@ class OrderedRun:
                 self._look()
                 self._settle()
                 self._admit()
+                if self._steps.is_paused():
+                    self._moved_s = self._clock.now()
                 idle_s = self._clock.now() - self._moved_s
                 if order.low and order.reach >= len(order) and not self._fetching:
                     if idle_s > TAIL_IDLE_S:

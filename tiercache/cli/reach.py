@@ -56,8 +56,8 @@ async def _list_one(mount: MountSettings, profile: ProfileSettings) -> float:
     """Return the seconds of one listing of at most one name. Raises as Origin.list."""
     from tiercache.clock import BootClock
     from tiercache.compose import open_wrapped
-    from tiercache.origins.open import origin_url
     from tiercache.origins.endpoint import Endpoints
+    from tiercache.origins.open import origin_url
 
     url = origin_url(mount.origin)
     clock = BootClock()

@@ -29,6 +29,8 @@ log = logging.getLogger("tiercache.origins")
 PROBE_KEY = ".tiercache-probe"
 # How often an endpoint with requests in flight is looked at: an outage is noticed so much later.
 TICK_S = 0.25
+# Silence of so long is looked into before anything is sent that can wait.
+PATIENT_S = 0.5
 # An error's text may hold a whole answer.
 SHOWN_ERROR_CHARS = 300
 
@@ -223,13 +225,25 @@ class Endpoint:
             self._watch()
             await self.changed()
 
+    async def heard(self) -> None:
+        """Return when it is not offline, and is not about to be found so."""
+        await self._looked_into()
+        while self.is_offline:
+            await self.back()
+            await self._looked_into()
+
     async def verdict(self) -> bool:
         """Return, after a request has failed, whether it is offline: a probe tells within seconds
         whether that request failed alone."""
-        while self.state.failure_count and not self.is_offline:
+        await self._looked_into()
+        return self.is_offline
+
+    async def _looked_into(self) -> None:
+        while not self.is_offline and (
+            self.state.failure_count or self._clock.now() - self._silent_since_s() > PATIENT_S
+        ):
             self._watch()
             await asyncio.sleep(TICK_S)
-        return self.is_offline
 
     # -- probes -----------------------------------------------------------------------------
 
