@@ -374,7 +374,10 @@ class Names:
             await self._catalog.recall_listing(name.key(0))
             known = part_of(self._index, name, 0)
         if known and not refresh and self._listing_until(located, known) > self._clock.now():
-            return Listing(known.validated_s, stale=False)
+            # Somebody may have listed it a moment ago: the client looks where it is durable.
+            kept = self._index.is_durable or await self._keep()
+            parts = () if kept else stored(self._index, name)
+            return Listing(known.validated_s, stale=False, parts=parts)
         since_s = self._origin_changed_s.get(located.origin.url, -inf)
         if refresh or located.mount.consistency is Consistency.CLOSE_TO_OPEN:
             since_s = self._clock.now()
