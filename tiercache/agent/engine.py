@@ -294,7 +294,7 @@ class Engine:
             try:
                 await self.filler.ensure(target, [(offset, length)])
             except OriginUnavailable as error:
-                return failure(self.filler.explained(target, error), path)
+                raise self.filler.explained(target, error) from error
         except (NotCached, StaleHandle):
             return None  # the client reads this one by itself
         except (TiercacheError, OSError) as error:
