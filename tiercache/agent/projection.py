@@ -17,7 +17,7 @@ from tiercache.model import Kind
 from tiercache.records import JobRecord, ListingPart, ObjectRecord, PinRecord
 
 # Who committed last. Not knowledge, and so never copied from store to store.
-WRITER_KEY = b"w"
+WRITER_KEY = catalog.WRITER_KEY
 
 
 class WriterRecord(msgspec.Struct, frozen=True, array_like=True):
