@@ -352,12 +352,9 @@ class Catalog:
         while waiting := outbox.oldest(BATCH_KEYS):
             # From now on: what is learnt while its value of now is on its way waits again.
             outbox.sending(waiting)
-            try:
-                batch, taken = await self._batch(waiting)
-                writer = WriterRecord(self._holder, store.sequence + 1)
-                await store.commit({**batch, WRITER_KEY: encode_writer(writer)})
-            finally:
-                outbox.sending(())
+            batch, taken = await self._batch(waiting)
+            writer = WriterRecord(self._holder, store.sequence + 1)
+            await store.commit({**batch, WRITER_KEY: encode_writer(writer)})
             self.commits += 1
             self.committed_keys += len(taken)
             self._committed_s = self._clock.now()

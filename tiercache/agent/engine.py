@@ -138,8 +138,8 @@ class Engine:
         await self._shrink()
         self._reach.recall()
         await self.index.flush()
-        self.jobs.resume()
         self.catalog.start()
+        self.jobs.resume()
         self._ticker = asyncio.create_task(self._tick())
 
     def _imported_pins(self) -> None:

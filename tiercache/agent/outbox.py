@@ -36,8 +36,10 @@ class Outbox:
         self._next, self._count = _COUNTS.unpack(stored) if stored else (1, 0)
         # Learnt since the last commit of the index began, oldest first
         self._noted: dict[bytes, None] = {}
-        # Keys of a batch that is being sent: learnt again, they wait again
+        # Keys of a batch that is being sent, and those of them that were learnt again meanwhile:
+        # these stay
         self._sending: frozenset[bytes] = frozenset()
+        self._again: set[bytes] = set()
         self.on_entries: Callable[[], None] = lambda: None
 
     @property
@@ -63,7 +65,9 @@ class Outbox:
         batch: dict[bytes, bytes] = {}
         for key in self._noted:
             marker = records.waiting_key(key)
-            if key in self._sending or self._get(marker) is None:
+            if key in self._sending:
+                self._again.add(key)
+            if self._get(marker) is None:
                 batch[records.outbox_key(self._next)] = key
                 batch[marker] = _U64.pack(self._next)
                 self._next += 1
@@ -85,17 +89,19 @@ class Outbox:
         return found
 
     def sending(self, waiting: Iterable[Waiting]) -> None:
-        """Note what is about to be sent; nothing, where that has ended."""
+        """Note what is about to be sent, before its values are looked up; nothing, where that has
+        ended."""
         self._sending = frozenset(entry.key for entry in waiting)
+        self._again.clear()
 
     def sent(self, waiting: Iterable[Waiting]) -> dict[bytes, bytes | None]:
-        """Return the changes of the index that take these entries out."""
+        """Return the changes of the index that take these entries out, which ends the sending."""
         batch: dict[bytes, bytes | None] = {}
         for entry in waiting:
-            marker = records.waiting_key(entry.key)
-            batch[records.outbox_key(entry.number)] = None
-            if self._get(marker) == _U64.pack(entry.number):
-                batch[marker] = None
-            self._count -= 1
+            if entry.key not in self._again:
+                batch[records.outbox_key(entry.number)] = None
+                batch[records.waiting_key(entry.key)] = None
+                self._count -= 1
+        self.sending(())
         batch[records.META_OUTBOX] = _COUNTS.pack(self._next, self._count)
         return batch
