@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tiercache import records
+from tiercache.agent import catalog as catalog_module
 from tiercache.agent.catalog import Catalog
 from tiercache.agent.index import Index
 from tiercache.agent.projection import WRITER_KEY, to_store
@@ -16,6 +19,7 @@ from tiercache.clock import FakeClock
 from tiercache.errors import MetadataUnavailable
 from tiercache.metadata.lmdb_store import LmdbStore
 from tiercache.model import Entry, Kind
+from tiercache.policy.retry import RetryPolicy
 from tiercache.ports import NOTHING_REQUIRED, MetadataStore
 from tiercache.records import ListingPart, ObjectRecord, PinRecord
 from tiercache.settings import MetadataSettings
@@ -161,3 +165,25 @@ def listing_part(prefix: str, number: int, parts: int, names: int, clock: FakeCl
         entries=tuple(Entry(f"{number}-{name}", Kind.FILE, 1, "t") for name in range(names)),
         validated_unix_s=clock.unix(),
     )
+
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Let retries and heartbeats pass in a test's time."""
+    retries = RetryPolicy(deadline_s=60.0, base_s=0.01, cap_s=0.02)
+    patch.setattr(catalog_module, "RETRIES", retries)
+    patch.setattr(catalog_module, "HEARTBEAT_S", 0.02)
+    patch.setattr(catalog_module, "LEAVE_S", 0.2)
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(50.0):
+            await work()
+
+    asyncio.run(bounded())
+
+
+def parts_of(node: Node, prefix: str) -> list[ListingPart]:
+    key = records.listing_key(ORIGIN, prefix, True, 0)
+    raws = [raw for _, raw in node.index.scan(records.listing_hash_key(key))]
+    return [records.decode_listing(raw) for raw in raws]
