@@ -249,7 +249,7 @@ async def probe_writes(origin: Origin, prefix: str) -> OriginCapabilities:
     assert isinstance(origin, ResilientOrigin)
     if not origin.has_own_endpoint:
         return origin.capabilities
-    return await probe(origin.raw, prefix=prefix, probe_writes=True)
+    return await probe(origin, prefix=prefix, probe_writes=True)
 
 
 def fsck(

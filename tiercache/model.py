@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from math import inf
 
 import msgspec
 
@@ -32,6 +34,7 @@ class Consistency(StrEnum):
     IMMUTABLE = "immutable"
     EVENTUAL = "eventual"
     CLOSE_TO_OPEN = "close-to-open"
+    STRONG = "strong"
 
 
 class EndpointState(StrEnum):
@@ -112,8 +115,10 @@ class Listing(list[Entry]):
 class Stat(msgspec.Struct, frozen=True):
     """What is known of one namespace path.
 
-    ``version`` is the version token. ``age_s`` is how long ago the origin confirmed it, and
-    ``stale`` is true where it is served past its time because the origin cannot be reached.
+    ``version`` is the version token. ``age_s`` is how long ago the origin confirmed it (the
+    request was sent), ``validated_unix_s`` when that was, in seconds since 1970 (inf and -inf where
+    nobody knows). ``stale`` is true where it is served past its time because the origin cannot be
+    reached. ``consistency`` is the mount's; None of a directory above the mounts.
     """
 
     path: str
@@ -123,6 +128,15 @@ class Stat(msgspec.Struct, frozen=True):
     mtime_s: float
     age_s: float
     stale: bool = False
+    validated_unix_s: float = -inf
+    consistency: Consistency | None = None
+
+    @property
+    def validated_at(self) -> datetime | None:
+        """When the origin last confirmed it, in UTC; None where nobody knows."""
+        if self.validated_unix_s == -inf:
+            return None
+        return datetime.fromtimestamp(self.validated_unix_s, tz=UTC)
 
     @property
     def is_file(self) -> bool:

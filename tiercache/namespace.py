@@ -25,7 +25,7 @@ from tiercache.client.spans import clamp
 from tiercache.client.stats import frozen_stat
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
-from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
+from tiercache.model import Autarky, Consistency, Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
@@ -177,7 +177,8 @@ class Namespace:
         if_version: str | None = None,
     ) -> WriteFile:
         """Open a write with a condition; it is checked by the origin when the file closes."""
-        return WriteFile(path, self.client.link, _begin(path, mode, if_version))
+        consistency = self.client.resolver.locate(path).mount.consistency
+        return WriteFile(path, self.client.link, _begin(path, mode, if_version), consistency)
 
     def local_path(self, path: str, pin: bool = True) -> str:
         """Return a real file with exactly the object's bytes, fetched whole, read-only by
@@ -262,7 +263,7 @@ class Namespace:
             validated_unix_s=record.validated_unix_s,
             unix_s=client.clock.unix(),
         )
-        return _stat(path, record, age, False)
+        return _stat(path, record, age, name.mount.consistency)
 
     def _stat_slow(self, path: str) -> Stat:
         indexed = self._stat_indexed(path)
@@ -270,7 +271,9 @@ class Namespace:
             return indexed
         client = self.client
         found = client.link.request(wire.Lookup(path), wire.Found)
-        return _stat(path, found, max(0.0, client.clock.now() - found.validated_s), found.stale)
+        age = max(0.0, client.clock.now() - found.validated_s)
+        consistency = client.resolver.locate(path).mount.consistency
+        return _stat(path, found, age, consistency, stale=found.stale)
 
     def exists(self, path: str) -> bool:
         """Return whether the path is an object or a directory. An origin that cannot be reached
@@ -392,8 +395,7 @@ class Namespace:
         Atomic: nobody sees a part. "create" raises AlreadyExists where there is an object,
         ``if_version`` raises PreconditionFailed where the version is another.
         """
-        file = WriteFile(path, self.client.link, _begin(path, mode, if_version))
-        with file:
+        with self.open_for_writing(path, mode=mode, if_version=if_version) as file:
             file.write(data)
         assert file.stat is not None
         return file.stat
@@ -535,7 +537,14 @@ def _begin(path: str, mode: str, if_version: str | None) -> wire.WriteBegin:
     return wire.WriteBegin(path, mode)
 
 
-def _stat(path: str, known: records.ObjectRecord | wire.Found, age_s: float, stale: bool) -> Stat:
+def _stat(
+    path: str,
+    known: records.ObjectRecord | wire.Found,
+    age_s: float,
+    consistency: Consistency,
+    *,
+    stale: bool = False,
+) -> Stat:
     if known.kind is Kind.ABSENT:
         raise NotFound("no such object or directory", path=path)
     return Stat(
@@ -546,6 +555,8 @@ def _stat(path: str, known: records.ObjectRecord | wire.Found, age_s: float, sta
         mtime_s=known.mtime_s,
         age_s=age_s,
         stale=stale,
+        validated_unix_s=known.validated_unix_s or -inf,
+        consistency=consistency,
     )
 
 

@@ -19,11 +19,13 @@ class OriginCapabilities:
     """What an origin was seen to honour (probed, not assumed).
 
     ``conditional_get``: a ranged GET under a token fails when the version differs. Where false,
-    the caller relies on the token in the answer alone. ``copy``: server-side copy.
+    the caller relies on the token in the answer alone. ``conditional_put``: IfAbsent is kept,
+    ``conditional_replace``: IfVersion is. ``copy``: server-side copy.
     """
 
     conditional_get: bool
     conditional_put: bool
+    conditional_replace: bool
     write_id: bool
     copy: bool
 
@@ -121,8 +123,10 @@ class Origin(Protocol):
         kept for a multipart upload."""
         ...
 
-    async def delete(self, key: str) -> None:
-        """Remove the object. Absence is not an error (the clouds do not report it alike)."""
+    async def delete(self, key: str, *, may_repeat: bool = True) -> None:
+        """Remove the object. Absence is not an error (the clouds do not report it alike). Without
+        ``may_repeat`` one request is sent at most, and a lost answer raises OriginUnavailable: a
+        second one might remove what was written since."""
         ...
 
     async def copy(self, source_key: str, target_key: str) -> None:

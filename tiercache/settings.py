@@ -69,7 +69,9 @@ class ProfileSettings(msgspec.Struct, frozen=True, kw_only=True):
 class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``path`` is absolute, without a slash at its end. ``origin`` is a URL of bucket and prefix.
 
-    ``offline`` applies to close-to-open: "error" or "stale".
+    ``offline`` is what becomes of expired knowledge while the origin does not answer: "error" or
+    "stale". None is what the mode says: eventual serves it, close-to-open does not; immutable
+    knowledge never expires, and strong never serves any.
     """
 
     path: str
@@ -78,7 +80,7 @@ class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
     consistency: Consistency = Consistency.EVENTUAL
     ttl_s: float = 60.0
     negative_ttl_s: float = 5.0
-    offline: str = "error"
+    offline: str | None = None
     read_only: bool = False
 
 

@@ -283,7 +283,8 @@ class Welcome(Response, frozen=True, array_like=True, tag=102):
 
 class Found(Response, frozen=True, array_like=True, tag=103):
     """Name → version. ``fresh_until_s`` is CLOCK_BOOTTIME until which the client need not ask
-    again; ``stale`` says that the origin could not be asked and this is older than allowed."""
+    again; ``stale`` says that the origin could not be asked and this is older than allowed.
+    ``validated_unix_s`` is the time of ``validated_s`` in seconds since 1970, 0 where unknown."""
 
     kind: Kind
     token: str
@@ -293,6 +294,7 @@ class Found(Response, frozen=True, array_like=True, tag=103):
     fresh_until_s: float
     stale: bool = False
     cached: bool = True
+    validated_unix_s: float = 0.0
 
 
 class Filled(Response, frozen=True, array_like=True, tag=104):
@@ -303,9 +305,11 @@ class Filled(Response, frozen=True, array_like=True, tag=104):
 
 
 class FilledMany(Response, frozen=True, array_like=True, tag=105):
-    """One element an item: None where it is to be read now, or the failure of that item alone."""
+    """One element an item: None where it is to be read now, or the failure of that item alone.
+    ``found`` is what each name was found to be, None where that is not known."""
 
     data: tuple[Failure | None, ...]
+    found: tuple[Found | None, ...] = ()
 
 
 class Listed(Response, frozen=True, array_like=True, tag=106):

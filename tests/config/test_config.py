@@ -330,13 +330,26 @@ REFUSED = [
     ('[agent]\nmetrics_address = "9464"', 2, "'9464' is not an address", "127.0.0.1:9464"),
     ('[agent]\nmetrics_address = "h:99999"', 2, "is not an address", ""),
     (MOUNT + 'consistency = "eventualy"', 4, "is unknown", "did you mean 'eventual'?"),
-    (MOUNT + 'consistency = "strong"', 4, '"strong" is not there yet', "comes later"),
+    (MOUNT + 'consistency = "stron"', 4, "is unknown", "did you mean 'strong'?"),
     ('[[mount]]\npath="/a"\norigin = "bucket/x"', 3, "not an origin URL", "scheme://"),
     ('[[mount]]\npath="/a"\norigin = "s33://x"', 3, "unknown origin scheme", "did you mean"),
     # contradictions
     ('[cache]\ncapacity = "1GiB"\nfree_space = "1%"', 3, "contradict", "remove one"),
-    (MOUNT + 'consistency = "immutable"\nttl = "5s"', 5, "ttl on an immutable mount", "remove ttl"),
-    (MOUNT + 'offline = "stale"', 4, "offline on a mount that is eventual", "close-to-open"),
+    (
+        MOUNT + 'consistency = "immutable"\nttl = "5s"',
+        5,
+        "ttl on a mount that is immutable",
+        "remove",
+    ),
+    (MOUNT + 'consistency = "immutable"\noffline = "error"', 5, "offline on a mount", "remove"),
+    (MOUNT + 'consistency = "strong"\noffline = "stale"', 5, "serves nothing", "close-to-open"),
+    (
+        MOUNT + 'consistency = "strong"\nttl = "5s"',
+        5,
+        "ttl on a mount that is strong",
+        "remove ttl",
+    ),
+    (MOUNT + 'consistency = "strong"\nnegative_ttl = "5s"', 5, "which always asks", "remove"),
     (MOUNT + MOUNT, 5, "/a is mounted twice", ":2; remove one"),
     (MOUNT + 'profile = "easd"\n[profile.east]', 4, "no profile 'easd'", "did you mean 'east'?"),
     (MOUNT + 'profile = "x"', 4, "no profile 'x'", "the profiles are default"),
@@ -410,7 +423,7 @@ def test_other_variables_of_ours_are_left_alone(environ: dict[str, str]) -> None
         ({"cache.capacity": "1GiB", "cache.free_space": "5%"}, "contradict"),
         ({"cache": 1}, "not a table"),
         ({"cache": 1, "cache.dir": "/x"}, "as a value and as a table"),
-        ({"mount": [{"path": "/a", "origin": "s3://b", "consistency": "strong"}]}, "strong"),
+        ({"mount": [{"path": "/a", "origin": "s3://b", "consistency": "weak"}]}, "weak"),
     ],
 )
 def test_arguments_are_refused(
@@ -447,6 +460,8 @@ def test_shown_configuration_loads_to_the_same(tmp_path: Path, environ: dict[str
     text = EXAMPLE + (
         '[[mount]]\npath = "/fixed \\" ä"\norigin = "gs://b"\nconsistency = "immutable"\n'
         '[[mount]]\npath = "/open"\norigin = "gs://c"\nconsistency = "close-to-open"\n'
+        '[[mount]]\npath = "/now"\norigin = "gs://c"\nconsistency = "strong"\noffline = "error"\n'
+        '[[mount]]\npath = "/loose"\norigin = "gs://c"\noffline = "error"\n'
         '[profile."a.b"]\ndriver = "fsspec"\noptions = { "x y" = 1.5, z = true, w = "\\u007f" }\n'
         'connect_timeout = "0.1ms"\n'
     )

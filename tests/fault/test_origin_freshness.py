@@ -35,7 +35,7 @@ def rig(s3: S3Server, new_bucket: Callable[[ObjectServer], str], tmp_path: Path)
         yield rig
 
 
-def mount(consistency: Consistency, *, offline: str = "error") -> MountSettings:
+def mount(consistency: Consistency, *, offline: str | None = None) -> MountSettings:
     return MountSettings(
         path="/m",
         origin="s3://bucket",

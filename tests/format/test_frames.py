@@ -20,6 +20,9 @@ from tiercache.settings import (
 
 MOUNT = MountSettings(path="/m", origin="s3://bucket/data")
 GONE = wire.Failure("NotFound", "x", "/m/a", "")
+HERE = wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True, 3.0)
+# From when every mount said "error" or "stale".
+OLD_MOUNT = MountSettings(path="/m", origin="s3://bucket/data", offline="error")
 
 MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
@@ -63,10 +66,10 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
         AgentSettings(),
         MetadataSettings(url="lmdb:/mnt/ebs"),
     ),
-    "Found": wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True),
+    "Found": HERE,
     "Filled": wire.Filled((None,)),
     "Filled-2": wire.Filled((b"ab",)),
-    "FilledMany": wire.FilledMany((None, GONE)),
+    "FilledMany": wire.FilledMany((None, GONE), (HERE, None)),
     "Listed": wire.Listed(True, 2.0, None),
     "WriteStarted": wire.WriteStarted(3),
     "Job": wire.Job(JobProgress(id="0badcafe", state=JobState.RUNNING, paths=("/m",))),
@@ -78,13 +81,16 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
 
 # What peers of the same wire version sent before a field was added: read, no longer written.
 OLDER: dict[str, wire.Request | wire.Response] = {
-    "Welcome-without-settings": wire.Welcome("0.1.0", 42, (MOUNT,)),
+    "Welcome-without-settings": wire.Welcome("0.1.0", 42, (OLD_MOUNT,)),
     "Welcome-without-metadata": wire.Welcome(
-        "0.1.0", 42, (MOUNT,), CacheSettings(dir="/c"), AgentSettings()
+        "0.1.0", 42, (OLD_MOUNT,), CacheSettings(dir="/c"), AgentSettings()
     ),
     "Prefetch-without-order": wire.Prefetch(
         ("/m",), ("*.a",), ("*.b",), True, False, 1024, 8, True
     ),
+    "Found-without-time": wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True),
+    "Bound-without-time": wire.Bound((wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0), GONE)),
+    "FilledMany-without-found": wire.FilledMany((None, GONE)),
     "Fill-without-inline": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20)),
     "LocalPath-without-token": wire.LocalPath("/m/a", True),
     "Listed-without-partial": wire.Listed(True, 2.0, None),

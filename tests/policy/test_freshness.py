@@ -9,6 +9,7 @@ import pytest
 from tiercache.model import Consistency, Kind
 from tiercache.policy.freshness import (
     age_s,
+    always_asks,
     fresh_until_s,
     listing_fresh_until_s,
     may_serve_stale,
@@ -17,14 +18,15 @@ from tiercache.settings import MountSettings
 
 SENT_S = 1000.0
 FILE, DIRECTORY, ABSENT = Kind.FILE, Kind.DIRECTORY, Kind.ABSENT
-IMMUTABLE, EVENTUAL, CLOSE_TO_OPEN = (
+IMMUTABLE, EVENTUAL, CLOSE_TO_OPEN, STRONG = (
     Consistency.IMMUTABLE,
     Consistency.EVENTUAL,
     Consistency.CLOSE_TO_OPEN,
+    Consistency.STRONG,
 )
 
 
-def mount(consistency: Consistency, offline: str = "error") -> MountSettings:
+def mount(consistency: Consistency, offline: str | None = None) -> MountSettings:
     return MountSettings(
         path="/m",
         origin="s3://b",
@@ -47,6 +49,9 @@ def mount(consistency: Consistency, offline: str = "error") -> MountSettings:
         (CLOSE_TO_OPEN, FILE, -inf, -inf),
         (CLOSE_TO_OPEN, DIRECTORY, -inf, -inf),
         (CLOSE_TO_OPEN, ABSENT, -inf, -inf),
+        (STRONG, FILE, -inf, -inf),
+        (STRONG, DIRECTORY, -inf, -inf),
+        (STRONG, ABSENT, -inf, -inf),
     ],
 )
 def test_fresh_until(
@@ -69,7 +74,8 @@ def test_what_was_called_into_doubt_is_never_fresh(
 
 
 @pytest.mark.parametrize(
-    ("consistency", "until"), [(IMMUTABLE, 1060.0), (EVENTUAL, 1060.0), (CLOSE_TO_OPEN, -inf)]
+    ("consistency", "until"),
+    [(IMMUTABLE, 1060.0), (EVENTUAL, 1060.0), (CLOSE_TO_OPEN, -inf), (STRONG, -inf)],
 )
 def test_listings_age_in_every_mode(consistency: Consistency, until: float) -> None:
     at = mount(consistency)
@@ -77,18 +83,33 @@ def test_listings_age_in_every_mode(consistency: Consistency, until: float) -> N
     assert listing_fresh_until_s(at, validated_s=SENT_S, same_boot=False) == -inf
 
 
-@pytest.mark.parametrize("offline", ["error", "stale"])
-def test_absence_is_never_served_stale(offline: str) -> None:
+@pytest.mark.parametrize("offline", [None, "error", "stale"])
+def test_absence_is_never_served_stale(offline: str | None) -> None:
     for consistency in Consistency:
         assert not may_serve_stale(mount(consistency, offline), ABSENT)
 
 
-def test_who_may_serve_stale() -> None:
+@pytest.mark.parametrize(
+    ("consistency", "unsaid", "error", "stale"),
+    [
+        (IMMUTABLE, True, True, True),
+        (EVENTUAL, True, False, True),
+        (CLOSE_TO_OPEN, False, False, True),
+        (STRONG, False, False, False),
+    ],
+)
+def test_who_may_serve_stale(
+    consistency: Consistency, unsaid: bool, error: bool, stale: bool
+) -> None:
     for kind in (FILE, DIRECTORY):
-        assert may_serve_stale(mount(EVENTUAL), kind)
-        assert may_serve_stale(mount(IMMUTABLE), kind)
-        assert not may_serve_stale(mount(CLOSE_TO_OPEN), kind)
-        assert may_serve_stale(mount(CLOSE_TO_OPEN, "stale"), kind)
+        assert may_serve_stale(mount(consistency), kind) is unsaid
+        assert may_serve_stale(mount(consistency, "error"), kind) is error
+        assert may_serve_stale(mount(consistency, "stale"), kind) is stale
+
+
+def test_who_always_asks() -> None:
+    asking = [consistency for consistency in Consistency if always_asks(mount(consistency))]
+    assert asking == [CLOSE_TO_OPEN, STRONG]
 
 
 def test_age() -> None:

@@ -37,7 +37,7 @@ from tiercache.errors import (
     TiercacheError,
     Unsupported,
 )
-from tiercache.model import PAGE_BYTES, Kind
+from tiercache.model import PAGE_BYTES, Consistency, Kind
 from tiercache.policy import pages
 from tiercache.ports import Endpoints, ExtentStore, IndexStore, MetadataStore, SharedState
 from tiercache.records import PinRecord
@@ -279,27 +279,36 @@ class Engine:
         totals[1] += count
 
     async def fill_many(self, request: wire.FillMany) -> wire.FilledMany:
+        came_s = self.clock.now()
+        done = await asyncio.gather(*(self._fill_item(item, came_s) for item in request.items))
         return wire.FilledMany(
-            tuple(await asyncio.gather(*(self._fill_item(*item) for item in request.items)))
+            tuple(failed for failed, _ in done), tuple(found for _, found in done)
         )
 
-    async def _fill_item(self, path: str, offset: int, length: int | None) -> wire.Failure | None:
+    async def _fill_item(
+        self, item: tuple[str, int, int | None], came_s: float
+    ) -> tuple[wire.Failure | None, wire.Found | None]:
+        path, offset, length = item
+        found: wire.Found | None = None
         try:
             located = self.mounts.locate(path)
-            found = await self.names.lookup(located)
-            if found.kind is not Kind.FILE:
-                return None  # the client's own look-up says what it is instead
-            length = found.size_bytes if length is None else length
-            target = self.target(located, found.token)
-            try:
-                await self.filler.ensure(target, [(offset, length)])
-            except OriginUnavailable as error:
-                raise self.filler.explained(target, error) from error
-        except (NotCached, StaleHandle):
-            return None  # the client reads this one by itself
+            found = await self.names.lookup(located, came_s=came_s)
+            if found.kind is Kind.FILE:
+                length = found.size_bytes if length is None else length
+                await self._fill_found(self.target(located, found.token), (offset, length))
+        except StaleHandle:
+            return None, None  # the client reads this one by itself
+        except NotCached:
+            return None, found
         except (TiercacheError, OSError) as error:
-            return wire.failure_of(error, path)
-        return None
+            return wire.failure_of(error, path), None
+        return None, found
+
+    async def _fill_found(self, target: Target, span: tuple[int, int]) -> None:
+        try:
+            await self.filler.ensure(target, [span])
+        except OriginUnavailable as error:
+            raise self.filler.explained(target, error) from error
 
     async def _version_changed(self, target: Target) -> None:
         located = self.mounts.locate(target.path)
@@ -411,6 +420,7 @@ class Engine:
     async def remove(self, request: wire.Remove) -> wire.Done:
         located = self.mounts.locate(request.path)
         check_writable(located)
+        await self.names.admit(located)
         if not request.recursive:
             await self.writes.remove(located)
             return wire.Done(1)
@@ -444,6 +454,8 @@ class Engine:
             return wire.Done(1)
         if source.origin is not target.origin:
             raise Unsupported("a server-side copy needs one origin", path=request.target)
+        if target.mount.consistency is Consistency.STRONG:
+            raise Unsupported("a server-side copy bears no condition", path=request.target)
         if request.remove_source:
             check_writable(source)
         await self.writes.copy(source, target)

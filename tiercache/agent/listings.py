@@ -11,6 +11,7 @@ from math import inf
 
 from tiercache import records
 from tiercache.agent.index import Index
+from tiercache.agent.mounts import Located
 from tiercache.model import Entry, Kind
 from tiercache.records import ListingPart
 
@@ -29,6 +30,30 @@ class ListingName:
 
     def key(self, number: int) -> bytes:
         return records.listing_key(self.origin, self.prefix, self.recursive, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """How a listing request ended. ``parts`` only where the index could not take them, or is not
+    to, for a ``partial`` one is never kept."""
+
+    validated_s: float
+    stale: bool
+    partial: bool = False
+    parts: tuple[ListingPart, ...] = ()
+
+
+def listing_name(located: Located, recursive: bool) -> ListingName:
+    return ListingName(located.origin.url, located.directory_prefix, recursive)
+
+
+def listings_with(origin: str, key: str) -> Iterator[ListingName]:
+    """Yield the listings in which ``key`` shows, or may have made a directory show: those of all
+    directories above it."""
+    above = ["", *(key[: place + 1] for place, char in enumerate(key) if char == "/")]
+    for prefix in above:
+        yield ListingName(origin, prefix, True)
+        yield ListingName(origin, prefix, False)
 
 
 def part_of(index: Index, name: ListingName, number: int) -> ListingPart | None:
@@ -88,7 +113,11 @@ class Draft:
         del self._full[1:]
 
     def publish(self) -> None:
-        """Put the listing, whole, into the index; the caller flushes."""
+        """Put the listing, whole, into the index; the caller flushes. One that was asked for later
+        and has ended before stays."""
+        known = part_of(self._index, self.name, 0)
+        if known and known.boot == self._boot and known.validated_s > self._validated_s:
+            return
         if self._waiting or not self._full:
             self._full.append(tuple(self._waiting))
             self._waiting = []

@@ -6,13 +6,17 @@ event loop.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from tiercache import records
-from tiercache.errors import ConfigError, IsADirectory
+from tiercache.agent.flights import retrieve
+from tiercache.errors import AccessDenied, ConfigError, IsADirectory, Unsupported
+from tiercache.model import Consistency
 from tiercache.policy import agreement
 from tiercache.policy.mounts import MountTable
 from tiercache.policy.urls import OriginUrl
@@ -20,7 +24,7 @@ from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import MountSettings, ProfileSettings
 
 OpenOrigin = Callable[[OriginUrl, ProfileSettings], Origin]
-ProbeWrites = Callable[[Origin, str], Awaitable[OriginCapabilities]]
+ProbeWrites = Callable[[Origin, str], Coroutine[Any, Any, OriginCapabilities]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Mounts:
         self._open_origin = open_origin
         self._probe_writes = probe_writes
         self._probed: dict[str, OriginCapabilities] = {}
+        self._probes: dict[str, asyncio.Task[OriginCapabilities]] = {}
         self._origins: dict[tuple[str, str, str, str], Origin] = {}
         self._table = MountTable(self._mounts.values(), self._profiles)
 
@@ -135,15 +140,60 @@ class Mounts:
 
     async def writing_capabilities(self, located: Located) -> OriginCapabilities:
         """Return what the origin honours of writes, found out once, before the first write that
-        depends on it. Raises what the origin raises."""
-        known = self._probed.get(located.origin.url)
+        depends on it. Raises what the origin raises; it is asked again then."""
+        return await self._probe(located.origin, located.key[: located.key.rfind("/") + 1])
+
+    async def _probe(self, origin: Origin, prefix: str) -> OriginCapabilities:
+        known = self._probed.get(origin.url)
+        if known is not None:
+            return known
+        probe = self._probes.get(origin.url)
+        if probe is None:
+            probe = asyncio.create_task(self._probe_writes(origin, prefix))
+            self._probes[origin.url] = probe
+            probe.add_done_callback(lambda task: self._probe_ended(origin.url, task))
+        return await asyncio.shield(probe)
+
+    def _probe_ended(self, url: str, task: asyncio.Task[OriginCapabilities]) -> None:
+        del self._probes[url]
+        retrieve(task)
+        if not task.cancelled() and task.exception() is None:
+            self._probed[url] = task.result()
+
+    async def admit(self, located: Located) -> None:
+        """See that the mount's origin can keep what the mount promises: a strong one that may be
+        written needs conditions on writes. Looks once, at the mount's first use.
+
+        Raises Unsupported where the origin ignores them, AccessDenied where it lets nobody write,
+        and what else it raises: one that does not answer is not one without capabilities.
+        """
+        mount = located.mount
+        if mount.consistency is not Consistency.STRONG or mount.read_only:
+            return
+        origin = located.origin
+        known = self._probed.get(origin.url)
         if known is None:
-            prefix = located.key[: located.key.rfind("/") + 1]
-            known = self._probed[located.origin.url] = await self._probe_writes(
-                located.origin, prefix
+            top = self._table.resolve(mount.path).key
+            try:
+                known = await self._probe(origin, f"{top}/" if top else "")
+            except AccessDenied as error:
+                raise AccessDenied(
+                    f"a strong mount writes once to learn what {origin.url} honours, and may not: "
+                    f"{error.message}",
+                    path=mount.path,
+                    remedy="set read_only = true for this mount, or allow writes below it",
+                ) from error
+        if not (known.conditional_put and known.conditional_replace):
+            raise Unsupported(
+                f"{origin.url} does not keep conditions on writes, so no mount of it can be strong",
+                path=mount.path,
+                remedy='set read_only = true or consistency = "close-to-open" for this mount, or '
+                "use a store that keeps If-Match and If-None-Match",
             )
-        return known
 
     async def close(self) -> None:
+        for probe in list(self._probes.values()):
+            probe.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
         for origin in self._origins.values():
             await origin.close()

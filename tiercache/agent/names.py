@@ -6,8 +6,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from math import inf
 
 import msgspec
@@ -17,7 +16,16 @@ from tiercache.agent.catalog import Catalog
 from tiercache.agent.contents import without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.flights import Patience, SingleFlight, is_offline
-from tiercache.agent.listings import Draft, ListingName, infer, part_of, stored
+from tiercache.agent.listings import (
+    Draft,
+    Listing,
+    ListingName,
+    infer,
+    listing_name,
+    listings_with,
+    part_of,
+    stored,
+)
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.offline import OfflineNames, refused_by_mount, unknown_name
 from tiercache.agent.pending import Pending
@@ -26,6 +34,7 @@ from tiercache.errors import NotFound, OriginUnavailable
 from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
     age_s,
+    always_asks,
     fresh_until_s,
     listing_fresh_until_s,
     may_serve_stale,
@@ -43,17 +52,6 @@ SEED_ENTRIES = 10_000
 # Own changes remembered by name, against answers that were sent for before them: at 10,000 writes
 # a second some seconds' worth, ~120 B each.
 OWN_CHANGES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """How a listing request ended. ``parts`` only where the index could not take them, or is not
-    to, for a ``partial`` one is never kept."""
-
-    validated_s: float
-    stale: bool
-    partial: bool = False
-    parts: tuple[ListingPart, ...] = ()
 
 
 class Names:
@@ -81,11 +79,17 @@ class Names:
 
     # -- look-up ----------------------------------------------------------------------------
 
-    async def lookup(self, located: Located, *, revalidate: bool = False) -> Found:
+    async def lookup(
+        self, located: Located, *, revalidate: bool = False, came_s: float | None = None
+    ) -> Found:
         """Return name → version within the mount's promise. Absence is an answer, not an error.
+        ``came_s`` is when the caller came, now if not given: of several names in one call, all
+        share the requests that were sent since.
 
-        Raises OriginUnavailable where nobody could be asked and nothing may be served stale.
+        Raises OriginUnavailable where nobody could be asked and nothing may be served stale,
+        Unsupported where the mount's origin cannot keep its promise.
         """
+        await self.admit(located)
         record = self._index.get_object(located.digest)
         if record is None and self._catalog.is_partial:
             await self._catalog.recall_object(located.digest)
@@ -94,11 +98,11 @@ class Names:
             until = self._fresh_until(located, record)
             if until > self._clock.now():
                 return self._found(record, until)
-        since_s = self._since_s(located, record, revalidate)
+        asks = revalidate or always_asks(located.mount)
+        since_s = (came_s or self._clock.now()) if asks else self._since_s(located, record)
 
         def begin() -> asyncio.Task[ObjectRecord]:
-            key = ("head", located.digest)
-            return self._flights.join(key, lambda: self._ask(located), since_s=since_s)
+            return self._head(located, since_s)
 
         asked: ObjectRecord | None = None
         if may_serve_stale(located.mount, Kind.FILE):
@@ -118,7 +122,21 @@ class Names:
                 if not is_offline(located.origin):
                     raise
                 return await self._known_offline(located, error)
+        if asked.validated_s <= self._changed_s.get(located.digest, -inf):
+            return self._found(asked, -inf)  # true for who asked; the index knows better by now
         return self._found(asked, self._fresh_until(located, asked))
+
+    async def admit(self, located: Located) -> None:
+        """See that the mount can keep its promise before it makes any. Raises Unsupported,
+        MetadataFenced, and what the origin raises."""
+        if located.mount.consistency is Consistency.STRONG:
+            self._catalog.assert_not_fenced()
+            await self._mounts.admit(located)
+
+    def _head(self, located: Located, since_s: float) -> asyncio.Task[ObjectRecord]:
+        # By mount too: what one learns is subject to its own bindings.
+        key = ("head", located.digest, located.mount.path)
+        return self._flights.join(key, lambda: self._ask(located), since_s=since_s)
 
     async def _known_offline(self, located: Located, error: OriginUnavailable) -> Found:
         """Answer for a name of which nothing may be served by itself: as a directory where known
@@ -135,13 +153,9 @@ class Names:
         if recursive is None:
             record = self._index.get_object(located.digest)
             if record is None or self._fresh_until(located, record) <= self._clock.now():
-                key = ("head", located.digest)
-                since_s = self._since_s(located, record, False)
-                await asyncio.shield(
-                    self._flights.join(key, lambda: self._ask(located), since_s=since_s)
-                )
+                await asyncio.shield(self._head(located, self._since_s(located, record)))
             return
-        name = _listing_name(located, recursive)
+        name = listing_name(located, recursive)
         known = part_of(self._index, name, 0)
         if known is None or self._listing_until(located, known) <= self._clock.now():
             await asyncio.shield(
@@ -152,12 +166,9 @@ class Names:
                 )
             )
 
-    def _since_s(self, located: Located, record: ObjectRecord | None, revalidate: bool) -> float:
+    def _since_s(self, located: Located, record: ObjectRecord | None) -> float:
         """Return when a request must have been sent for its answer to serve a call of now."""
         mount = located.mount
-        # An open under close-to-open must not share a HEAD that was sent before it.
-        if revalidate or mount.consistency is Consistency.CLOSE_TO_OPEN:
-            return self._clock.now()
         changed_s = self._changed_s.get(located.digest, -inf)
         if mount.consistency is Consistency.IMMUTABLE:
             return changed_s
@@ -274,8 +285,12 @@ class Names:
         where the mount is immutable and the name is bound already."""
         known = self._index.get_object(located.digest)
         if sent_s <= self._changed_s.get(located.digest, -inf):
-            # Asked before a change of our own: true for whoever asked, not to be kept.
-            return known or _forgotten(self._new_record(located, kind, info, sent_s))
+            # Asked before a change of our own: true for whoever asked, not to be kept. What is
+            # kept may be older: another site may have replaced what we wrote, before our own
+            # answer came.
+            if known is not None and self._is_bound(located, known):
+                return known
+            return self._new_record(located, kind, info, sent_s)
         if known is not None and known.validated_s > sent_s and known.boot == self._clock.boot_id:
             return known  # a later answer was faster
         same = known is not None and info is not None and known.kind is kind
@@ -289,11 +304,13 @@ class Names:
             )
             self._index.learn_object(located.digest, record)
             return record
-        if known is not None and known.kind is Kind.FILE:
-            bound = located.mount.consistency is Consistency.IMMUTABLE
-            if bound and known.validated_s > -inf:
-                return known
+        if known is not None and self._is_bound(located, known):
+            return known
         return self._replace(located, kind, info, sent_s)
+
+    def _is_bound(self, located: Located, known: ObjectRecord) -> bool:
+        immutable = located.mount.consistency is Consistency.IMMUTABLE
+        return immutable and known.kind is Kind.FILE and known.validated_s > -inf
 
     def _replace(
         self, located: Located, kind: Kind, info: ObjectInfo | None, sent_s: float
@@ -368,7 +385,8 @@ class Names:
 
         Raises OriginUnavailable where nobody could be asked and nothing is known.
         """
-        name = _listing_name(located, recursive)
+        await self.admit(located)
+        name = listing_name(located, recursive)
         known = part_of(self._index, name, 0)
         if known is None and self._catalog.is_partial:
             await self._catalog.recall_listing(name.key(0))
@@ -379,7 +397,7 @@ class Names:
             parts = () if kept else stored(self._index, name)
             return Listing(known.validated_s, stale=False, parts=parts)
         since_s = self._origin_changed_s.get(located.origin.url, -inf)
-        if refresh or located.mount.consistency is Consistency.CLOSE_TO_OPEN:
+        if refresh or always_asks(located.mount):
             since_s = self._clock.now()
         since_s = max(since_s, self._clock.now() - located.mount.ttl_s)
 
@@ -435,7 +453,7 @@ class Names:
     def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
         """Return the first part of the last listing known, or of one that follows from what is
         known of a directory above; never of one that lacks a change of our own."""
-        name = _listing_name(located, recursive)
+        name = listing_name(located, recursive)
         part = part_of(self._index, name, 0)
         if part is not None and part.validated_s > -inf:
             return part
@@ -462,7 +480,8 @@ class Names:
         """Yield everything below a directory in batches, each with the time it was true at: from
         the index where that is fresh, else (and with ``refresh`` always) while the origin lists
         it; a listing that ends well is kept."""
-        name = _listing_name(located, recursive=True)
+        await self.admit(located)
+        name = listing_name(located, recursive=True)
         known = part_of(self._index, name, 0)
         if not refresh and known and self._listing_until(located, known) > self._clock.now():
             parts = stored(self._index, name)
@@ -520,12 +539,12 @@ class Names:
 
     def forget_listings(self, origin: str, key: str) -> None:
         """Drop the listings that a change of ``key`` makes wrong."""
-        for name in _listings_with(origin, key):
+        for name in listings_with(origin, key):
             self._index.put(name.key(0), None)
 
     def _expire_listings(self, origin: str, key: str) -> None:
         """Make the next use of those listings ask; the origin silent, they are better than none."""
-        for name in _listings_with(origin, key):
+        for name in listings_with(origin, key):
             part = part_of(self._index, name, 0)
             if part is not None:
                 expired = msgspec.structs.replace(part, boot="")
@@ -562,19 +581,6 @@ class Names:
         return dropped
 
 
-def _listing_name(located: Located, recursive: bool) -> ListingName:
-    return ListingName(located.origin.url, located.directory_prefix, recursive)
-
-
-def _listings_with(origin: str, key: str) -> Iterator[ListingName]:
-    """Yield the listings in which ``key`` shows, or may have made a directory show: those of all
-    directories above it."""
-    above = ["", *(key[: place + 1] for place, char in enumerate(key) if char == "/")]
-    for prefix in above:
-        yield ListingName(origin, prefix, True)
-        yield ListingName(origin, prefix, False)
-
-
 def _forgotten(record: ObjectRecord) -> ObjectRecord:
     """Return the record as one confirmed by nobody, ever: an immutable binding too is asked for."""
     return msgspec.structs.replace(record, boot="", validated_s=-inf, validated_unix_s=0.0)
@@ -590,4 +596,5 @@ def found(record: ObjectRecord, fresh_until: float, *, stale: bool = False) -> F
         validated_s=record.validated_s,
         fresh_until_s=fresh_until,
         stale=stale,
+        validated_unix_s=record.validated_unix_s,
     )

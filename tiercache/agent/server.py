@@ -22,6 +22,7 @@ from tiercache.agent.memory import Answer
 from tiercache.agent.names import found
 from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.status import status_body
+from tiercache.agent.writes import check_writable
 from tiercache.clock import Clock
 from tiercache.errors import FormatError, TiercacheError, Unsupported
 from tiercache.version import __version__
@@ -244,11 +245,14 @@ class Server:
     async def _write_begin(self, peer: Peer, request: wire.WriteBegin) -> wire.WriteStarted:
         engine = self._engine
         located = engine.mounts.locate(request.path)
+        check_writable(located)
+        await engine.names.admit(located)
         if request.mode != "overwrite":
             honoured = await engine.mounts.writing_capabilities(located)
-            if not honoured.conditional_put:
+            creates = request.mode == "create"
+            if not (honoured.conditional_put if creates else honoured.conditional_replace):
                 raise Unsupported(
-                    "the origin accepts conditions on writes and ignores them",
+                    f"{located.origin.url} does not keep this condition on writes",
                     path=request.path,
                     remedy="write without a condition, or use another store",
                 )

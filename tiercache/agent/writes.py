@@ -29,9 +29,11 @@ from tiercache.errors import (
     CacheFull,
     NotFound,
     OriginUnavailable,
+    PreconditionFailed,
     TiercacheError,
+    Unsupported,
 )
-from tiercache.model import PAGE_BYTES, Kind, ObjectInfo
+from tiercache.model import PAGE_BYTES, Consistency, Kind, ObjectInfo
 from tiercache.policy import pages
 from tiercache.ports import (
     Always,
@@ -45,6 +47,10 @@ from tiercache.records import ObjectRecord
 SINGLE_PUT_BYTES = 8 << 20
 # Parts queued between client and upload; with the part in flight this bounds a writer's memory.
 QUEUED_PARTS = 2
+# A plain write of a strong mount is repeated when another comes between its look and its PUT. Of N
+# sites that write one name as fast as they can, one wins each round, so a site of 4 is kept
+# waiting for 4 rounds in the mean and for 16 once in a hundred.
+REPLACE_ROUNDS = 16
 # How long an aborted upload may take to remove its parts at the origin: one request's time-out.
 ABORT_S = 30.0
 
@@ -139,16 +145,64 @@ class Writes:
     async def _start_stream(self, write: Write) -> None:
         write.queue = asyncio.Queue(QUEUED_PARTS)
         write.copy = CacheCopy(self._space.next_id())
-        write.upload = asyncio.create_task(
-            write.located.origin.put_stream(
-                write.located.key,
-                self._parts(write),
-                condition=write.condition,
-                write_id=write.write_id,
-            )
-        )
+        write.upload = asyncio.create_task(self._upload(write))
         head, write.head = bytes(write.head), bytearray()
         await self._feed(write, head)
+
+    async def _upload(self, write: Write) -> ObjectInfo:
+        located = write.located
+        condition = write.condition
+        if self._replaces(write):
+            condition = await self._as_it_stands(located)
+        try:
+            return await located.origin.put_stream(
+                located.key, self._parts(write), condition=condition, write_id=write.write_id
+            )
+        except Unsupported as error:
+            if not self._replaces(write):
+                raise
+            raise Unsupported(
+                f"{error.message}, and every write of a strong mount bears one",
+                path=located.path,
+                remedy="write objects of 64 MiB at most here; or use S3, with tiercache[s3] "
+                'installed, or a mount with consistency = "close-to-open"',
+            ) from error
+        except PreconditionFailed as error:
+            if not self._replaces(write):
+                raise
+            raise PreconditionFailed(
+                "another version was written while this one was streamed",
+                path=located.path,
+                remedy="write it again",
+            ) from error
+
+    def _replaces(self, write: Write) -> bool:
+        """Return whether the caller gave no condition, and the mount wants one."""
+        strong = write.located.mount.consistency is Consistency.STRONG
+        return strong and isinstance(write.condition, Always)
+
+    async def _as_it_stands(self, located: Located) -> Condition:
+        """Return the condition that what is at the origin now is still there."""
+        try:
+            return IfVersion((await located.origin.head(located.key)).token)
+        except NotFound:
+            return IfAbsent()
+
+    async def _replace(self, write: Write) -> ObjectInfo:
+        """Write over whatever is there, on the condition that it is: then a request that a network
+        delivers twice, or late, does nothing the second time."""
+        located = write.located
+        for _ in range(REPLACE_ROUNDS):
+            condition = await self._as_it_stands(located)
+            with contextlib.suppress(PreconditionFailed):
+                return await located.origin.put(
+                    located.key, bytes(write.head), condition=condition, write_id=write.write_id
+                )
+        raise PreconditionFailed(
+            f"other writers replaced it {REPLACE_ROUNDS} times while this one tried to",
+            path=located.path,
+            remedy="write it again",
+        )
 
     async def _parts(self, write: Write) -> AsyncIterator[bytes]:
         assert write.queue is not None
@@ -206,6 +260,8 @@ class Writes:
             await self._feed(write, None)
             return await write.upload
         async with self._memory.hold(len(write.head)):
+            if self._replaces(write):
+                return await self._replace(write)
             return await located.origin.put(
                 located.key,
                 bytes(write.head),
@@ -342,7 +398,9 @@ class Writes:
         async with self._turn(located):
             sent_s = self._clock.now()
             async with self._doubted_after_failure(located):
-                await located.origin.delete(located.key)
+                # It bears no condition: a second one might remove what was written since.
+                strong = located.mount.consistency is Consistency.STRONG
+                await located.origin.delete(located.key, may_repeat=not strong)
             self._names.changed_here(located, Kind.ABSENT, None, sent_s)
             self._names.forget(located)  # a directory of that name may be left
             await self._names.settle()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from tiercache import records, wire
+from tiercache.client.batch import Item, Outcomes, fill_plain
 from tiercache.client.link import Link
 from tiercache.client.resolver import Binding, Name, Resolver
 from tiercache.errors import StaleHandle, TiercacheError
@@ -13,8 +14,6 @@ from tiercache.model import Kind
 from tiercache.policy import snapshots
 from tiercache.ports import IndexReader
 from tiercache.records import ObjectRecord
-
-Item = tuple[str, int, int | None]
 
 
 def held(index: IndexReader, name: Name, binding: Binding) -> tuple[bytes, ObjectRecord] | None:
@@ -46,11 +45,11 @@ def bind(link: Link, name: Name, binding: Binding) -> ObjectRecord:
 
 
 def fill_many(
-    link: Link, resolver: Resolver, items: Sequence[Item], meanwhile: Callable[[], None]
-) -> dict[Item, TiercacheError]:
-    """Have parts of many names filled, in one frame those of mounts and in one those of snapshots;
-    return what failed. Names that cannot be resolved are left to whoever reads them."""
-    failures: dict[Item, TiercacheError] = {}
+    link: Link, resolver: Resolver, items: Sequence[Item], epoch: int, meanwhile: Callable[[], None]
+) -> Outcomes:
+    """Have parts of many names filled, in one frame those of mounts (``fill_plain``) and in one
+    those of snapshots. Names that cannot be resolved are left to whoever reads them."""
+    failures: Outcomes = {}
     plain: list[Item] = []
     frozen: dict[Item, tuple[Name, Binding]] = {}
     for item in items:
@@ -67,10 +66,7 @@ def fill_many(
         else:
             frozen[item] = (name, name.binding)
     if plain:
-        answer = link.request(wire.FillMany(tuple(plain)), wire.FilledMany, meanwhile=meanwhile)
-        for item, outcome in zip(plain, answer.data, strict=True):
-            if outcome is not None:
-                failures[item] = wire.error_of(outcome)
+        failures.update(fill_plain(link, resolver, plain, epoch, meanwhile))
     if frozen:
         request = wire.Bind(
             tuple(

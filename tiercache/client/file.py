@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from time import time
 from types import TracebackType
 from typing import Self
 
@@ -14,7 +15,7 @@ from tiercache.client.link import Link
 from tiercache.client.reader import Reader
 from tiercache.client.spans import clamp
 from tiercache.errors import StaleHandle
-from tiercache.model import Stat
+from tiercache.model import Consistency, Stat
 from tiercache.ports import Buffer
 
 # One frame a part: large enough that the round trip is noise, small enough for the memory.
@@ -22,7 +23,8 @@ PART_BYTES = 4 << 20
 
 
 class ReadFile(io.RawIOBase):
-    """One open handle reads one version. Raises StaleHandle when that version is gone.
+    """One open handle reads one version. Raises StaleHandle when that version is gone; of a strong
+    mount, when it is not the current one any more, which each read asks first.
 
     Not thread safe but for ``read_at``. ``read`` returns all it was asked for, except at the end.
     """
@@ -32,13 +34,28 @@ class ReadFile(io.RawIOBase):
         self.name = path
         self.mode = "rb"
         self._entry = entry
-        self._reader = reader
+        self._any_reader = reader
+        # A frozen version is bound for good, whatever the mount.
+        strong = entry.mount.consistency is Consistency.STRONG and entry.asked == entry.path
+        self._reader = self._validated_reader if strong else reader
         self._offset = 0
         self.size = entry.record.size_bytes
 
     @property
     def version(self) -> str:
         return self._entry.record.token
+
+    @property
+    def stat(self) -> Stat:
+        """What is known of the open version now: when the origin last confirmed it, by this handle
+        or any look-up of this process since, and whether it is served stale."""
+        return self._any_reader().stat_of(self._entry)
+
+    def _validated_reader(self) -> Reader:
+        """Each read of a strong mount asks first. Raises StaleHandle where the name has moved."""
+        reader = self._any_reader()
+        self._entry = reader.validated(self._entry)
+        return reader
 
     def readable(self) -> bool:
         return True
@@ -119,11 +136,14 @@ class WriteFile(io.RawIOBase):
     Leaving a ``with`` block by an exception discards it. Not thread safe.
     """
 
-    def __init__(self, path: str, link: Link, begin: wire.WriteBegin) -> None:
+    def __init__(
+        self, path: str, link: Link, begin: wire.WriteBegin, consistency: Consistency
+    ) -> None:
+        """``consistency`` is that of the path's mount."""
         self.name = path
         self.mode = "xb" if begin.mode == "create" else "wb"
         self._link = link
-        self._begin = begin
+        self._consistency = consistency
         self._write = 0
         self._buffer = bytearray()
         self._offset = 0
@@ -189,6 +209,8 @@ class WriteFile(io.RawIOBase):
             version=found.token,
             mtime_s=found.mtime_s,
             age_s=0.0,
+            validated_unix_s=time(),
+            consistency=self._consistency,
         )
 
     def discard(self) -> None:

@@ -16,11 +16,13 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
 
 from tiercache import records, wire
-from tiercache.client.bound import Item, bind, fill_many, held
+from tiercache.client.batch import Answered, Item, Outcomes, read_through
+from tiercache.client.bound import bind, fill_many, held
 from tiercache.client.copying import copy, copy_into, into_whole, read_whole
 from tiercache.client.entry import UNCHECKED, Entry
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
+from tiercache.client.many import read_many
 from tiercache.client.presence import cached_bytes
 from tiercache.client.resolver import Name, Resolver, told
 from tiercache.client.spans import clamp, spans_of
@@ -108,7 +110,7 @@ class Reader:
             entry = self.entry_unasked(path) or self.entry(path)
             return self.read_entry(entry, offset, length)[1]
         except StaleHandle:
-            return self._again(path, lambda entry: self.read_entry(entry, offset, length)[1])
+            return self.again(path, lambda entry: self.read_entry(entry, offset, length)[1])
 
     def view(self, path: str, offset: int = 0, length: int | None = None) -> memoryview:
         """Return a read-only view, on the mapping where the bytes lie in one extent, else on a
@@ -138,7 +140,7 @@ class Reader:
         try:
             return self._view_entry(self.entry(path), offset, length)
         except StaleHandle:
-            return self._again(path, lambda entry: self._view_entry(entry, offset, length))
+            return self.again(path, lambda entry: self._view_entry(entry, offset, length))
 
     def _view_entry(self, entry: Entry, offset: int, length: int | None) -> memoryview:
         start, end = clamp(offset, length, entry.record.size_bytes)
@@ -165,9 +167,9 @@ class Reader:
         try:
             return self.entry_into(self.entry(path), offset, view)[1]
         except StaleHandle:
-            return self._again(path, lambda entry: self.entry_into(entry, offset, view)[1])
+            return self.again(path, lambda entry: self.entry_into(entry, offset, view)[1])
 
-    def _again(self, path: str, read: Callable[[Entry], T]) -> T:
+    def again(self, path: str, read: Callable[[Entry], T]) -> T:
         """Read the version that took the place of one replaced under a read by path."""
         for _ in range(REPLACED_ROUNDS - 1):
             entry = self._asked(path)
@@ -176,31 +178,22 @@ class Reader:
         return read(self._asked(path))
 
     def read_many(
-        self, items: Sequence[tuple[str, int, int | None]], *, on_error: str = "raise"
+        self, items: Sequence[Item], *, on_error: str = "raise"
     ) -> list[bytes | TiercacheError]:
         """Read parts of many names; all misses go to the agent in one frame.
 
         ``on_error="return"`` puts the error in the place of the bytes.
         """
-        missing = [item for item in items if not self.is_hit(*item)]
-        failures: dict[Item, TiercacheError] = {}
-        if len(missing) > 1:
-            forget = self._handles.drop_evicted
-            failures = fill_many(self._link, self._resolver, missing, forget)
-            for item in missing:
-                if (known := self._hot.get(item[0])) is not None:
-                    known.epoch = UNCHECKED  # it has its bytes now, and a place for them
-        results: list[bytes | TiercacheError] = []
-        for path, offset, length in items:
-            try:
-                if failed := failures.get((path, offset, length)):
-                    raise failed
-                results.append(self.read(path, offset, length))
-            except TiercacheError as error:
-                if on_error == "raise":
-                    raise
-                results.append(error)
-        return results
+        return read_many(self, items, on_error)
+
+    def fill_many(self, missing: list[Item]) -> Outcomes:
+        """Have the agent look up and fetch, in one trip."""
+        epoch, forget = self._words[_EPOCH], self._handles.drop_evicted
+        outcomes = fill_many(self._link, self._resolver, missing, epoch, forget)
+        for path, _, _ in missing:
+            if (known := self._hot.get(path)) is not None:
+                known.epoch = UNCHECKED  # it has its bytes now, and a place for them
+        return outcomes
 
     def is_hit(self, path: str, offset: int, length: int | None) -> bool:
         """Return whether ``read`` of the same would be answered here, be it by an error."""
@@ -234,15 +227,32 @@ class Reader:
             entry.epoch = epoch
             return entry
         found = self._link.request(wire.Lookup(path), wire.Found)
+        return self.answered(path, Answered(found, epoch))
+
+    def answered(self, path: str, answered: Answered) -> Entry:
+        """Return the entry of what the agent has answered."""
+        found = answered.found
+        located = self._resolver.locate(path)
         raw = self._index.get(records.object_key(located.digest)) or b""
-        record = records.decode_object(raw) if raw else told(located, found)
+        record = records.decode_object(raw) if raw else told(located, found, self._boot_id)
         if record.token != found.token or record.kind is not found.kind:
             # The index cannot be written, or has moved on already: what we were told holds.
-            raw, record = b"", told(located, found)
+            raw, record = b"", told(located, found, self._boot_id)
         entry = self._known(located, path, raw, record, found.fresh_until_s)
-        entry.epoch = epoch
+        entry.epoch = answered.epoch
         entry.stale = found.stale
         return entry
+
+    def validated(self, entry: Entry) -> Entry:
+        """Return the version of an open handle, found to be the current one by a question sent
+        after this call began. Raises StaleHandle where it is not, and as ``entry``."""
+        try:
+            newer = self._asked(entry.path)
+        except (NotFound, IsADirectory) as error:
+            raise StaleHandle("the object was removed", path=entry.path) from error
+        if newer.record.token != entry.record.token:
+            raise StaleHandle("the object was replaced", path=entry.path)
+        return newer
 
     def entry_unasked(self, path: str) -> Entry | None:
         """The same without asking the agent: None where only it could tell."""
@@ -331,8 +341,7 @@ class Reader:
         newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
         newer.raw, newer.generation = raw, generation
         newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
-        newer.epoch = epoch
-        newer.asked = entry.asked
+        newer.epoch, newer.asked = epoch, entry.asked
         if self._hot.get(entry.asked) is entry:
             self._hot[entry.asked] = newer
         return newer
@@ -373,7 +382,7 @@ class Reader:
                 data = copy(entry, start, end, self._visited)
                 if data is not None:
                     return entry, data
-            return entry, self._read_through(entry, start, end)
+            return entry, read_through(self._link, entry, start, end)
         # BytesIO hands out the very bytes it was filled in: one allocation and one copy, where
         # bytes(bytearray) and b"".join would take two.
         whole = BytesIO(bytes(end - start))
@@ -481,7 +490,7 @@ class Reader:
                 entry, done, stop, wanted=end, inline=True, into=part
             )
             if inline is None and rounds == ROUNDS:
-                inline = self._read_through(entry, done, stop)
+                inline = read_through(self._link, entry, done, stop)
             if inline is part:
                 pass
             elif inline is not None:
@@ -531,10 +540,11 @@ class Reader:
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
                 entry.epoch = UNCHECKED  # the index has, or will have, a place for them
-                return entry, answer.data[0] if whole else self._read_through(entry, start, end)
+                data = answer.data[0]
+                return entry, data if whole else read_through(self._link, entry, start, end)
             is_hit, ahead = False, (0, 0)
             entry.epoch = UNCHECKED
-        return entry, self._read_through(entry, start, end)
+        return entry, read_through(self._link, entry, start, end)
 
     def _note_hit(self, entry: Entry, start: int, end: int, ahead: tuple[int, int]) -> None:
         use = entry.use
@@ -542,14 +552,6 @@ class Reader:
         use.hit_bytes += end - start
         if ahead[1] and self._verifier.absent(entry, ahead[0], sum(ahead)):
             self._link.tell(wire.Advise(entry.path, entry.record.token, *ahead))
-
-    def _read_through(self, entry: Entry, start: int, end: int) -> bytes:
-        parts = []
-        for begin in range(start, end, wire.MAX_SPAN_BYTES):
-            stop = min(end, begin + wire.MAX_SPAN_BYTES)
-            request = wire.ReadThrough(entry.path, entry.record.token, begin, stop - begin)
-            parts.append(self._link.request(request, wire.Filled).data[0] or b"")
-        return b"".join(parts)
 
     def make_present(self, entry: Entry, start: int, end: int) -> Entry:
         """See that bytes [start, end) are on the device, verified; return the entry that says
@@ -571,8 +573,15 @@ class Reader:
             return None
         return stat_of(path, entry, now, self._boot_id)
 
+    def stat_of(self, entry: Entry) -> Stat:
+        """Return the stat of an open version, as last confirmed by anybody here."""
+        latest = self._hot.get(entry.asked)
+        if latest is None or latest.record.token != entry.record.token:
+            latest = entry
+        return stat_of(entry.asked, latest, clock_gettime(CLOCK_BOOTTIME), self._boot_id)
+
     def cached_bytes(self, path: str) -> int:
-        """Return how many bytes of the last known version are present, asking nobody."""
+        """Return how many bytes of the last known version are present."""
         return cached_bytes(self._index, self._resolver.locate(path).digest)
 
     # -- the rest ---------------------------------------------------------------------------

@@ -134,7 +134,7 @@ class Resolver:
                 self._known.pop(path, None)
 
 
-def told(name: Name, found: wire.Found) -> ObjectRecord:
+def told(name: Name, found: wire.Found, boot_id: str) -> ObjectRecord:
     """Return the record of a name that the index cannot tell, as the agent has told it."""
     return ObjectRecord(
         origin=name.origin,
@@ -144,4 +144,6 @@ def told(name: Name, found: wire.Found) -> ObjectRecord:
         size_bytes=found.size_bytes,
         mtime_s=found.mtime_s,
         validated_s=found.validated_s,
+        boot=boot_id,
+        validated_unix_s=found.validated_unix_s,
     )

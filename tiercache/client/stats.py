@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
 from time import time
 
 from tiercache.client.entry import Entry
 from tiercache.client.resolver import Binding
-from tiercache.model import Kind, Stat
+from tiercache.model import Consistency, Kind, Stat
 from tiercache.policy.freshness import age_s
 
 
@@ -21,11 +22,31 @@ def stat_of(path: str, entry: Entry, now_s: float, boot_id: str) -> Stat:
         validated_unix_s=record.validated_unix_s,
         unix_s=0.0 if same_boot else time(),
     )
-    return Stat(path, Kind.FILE, record.size_bytes, record.token, record.mtime_s, age, entry.stale)
+    return Stat(
+        path,
+        Kind.FILE,
+        record.size_bytes,
+        record.token,
+        record.mtime_s,
+        age,
+        entry.stale,
+        record.validated_unix_s or -inf,
+        entry.mount.consistency,
+    )
 
 
 def frozen_stat(path: str, binding: Binding) -> Stat:
-    """Return the stat of a name in a snapshot, confirmed when that was made."""
+    """Return the stat of a name in a snapshot, confirmed when that was made; it is bound
+    for good, whatever the mount's consistency."""
     frozen = binding.object
     age = max(0.0, time() - binding.created_unix_s)
-    return Stat(path, Kind.FILE, frozen.size_bytes, frozen.token, frozen.mtime_s, age)
+    return Stat(
+        path,
+        Kind.FILE,
+        frozen.size_bytes,
+        frozen.token,
+        frozen.mtime_s,
+        age,
+        validated_unix_s=binding.created_unix_s,
+        consistency=Consistency.IMMUTABLE,
+    )

@@ -36,6 +36,13 @@ from tiercache.settings import (
 SYSTEM_FILE = "/etc/tiercache/config.toml"
 DEFAULT = "default"
 
+_NEVER_ASKS, _ALWAYS_ASKS = "which never asks the origin again", "which always asks the origin"
+# Keys of a mount that its consistency gives no meaning, and why
+MEANINGLESS = {
+    Consistency.IMMUTABLE: {"ttl": _NEVER_ASKS, "offline": _NEVER_ASKS},
+    Consistency.STRONG: {"ttl": _ALWAYS_ASKS, "negative_ttl": _ALWAYS_ASKS},
+}
+
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
@@ -181,18 +188,20 @@ def _mount(path: str, merged: Layer, profiles: Mapping[str, ProfileSettings]) ->
         place = entry("profile")
         raise unknown_profile(mount.profile, set(profiles), place.place if place else here.place)
     _check_origin(mount.origin, profiles[mount.profile], origin.place)
-    ttl, offline = entry("ttl"), entry("offline")
-    if ttl is not None and consistency is Consistency.IMMUTABLE:
+    for key, reason in MEANINGLESS.get(consistency, {}).items():
+        given = entry(key)
+        if given is not None:
+            raise ConfigError(
+                f"{key} on a mount that is {consistency}, {reason}",
+                path=given.place,
+                remedy=f'remove {key}, or set consistency = "eventual"',
+            )
+    offline = entry("offline")
+    if consistency is Consistency.STRONG and offline is not None and mount.offline != "error":
         raise ConfigError(
-            "ttl on an immutable mount, which never asks the origin again",
-            path=ttl.place,
-            remedy='remove ttl, or set consistency = "eventual"',
-        )
-    if offline is not None and consistency is not Consistency.CLOSE_TO_OPEN:
-        raise ConfigError(
-            f"offline on a mount that is {consistency}",
+            "a strong mount serves nothing while its origin does not answer",
             path=offline.place,
-            remedy='it applies to consistency = "close-to-open"',
+            remedy='remove offline, or set consistency = "close-to-open"',
         )
     return mount
 

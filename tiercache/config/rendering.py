@@ -7,9 +7,8 @@ import math
 
 import msgspec
 
-from tiercache.config.loading import LoadedConfig
+from tiercache.config.loading import MEANINGLESS, LoadedConfig
 from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Field, Kind, Section
-from tiercache.model import Consistency
 from tiercache.settings import FreeSpaceRatio, MountSettings, TotalBytes
 
 _UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -49,10 +48,8 @@ def _tables(loaded: LoadedConfig) -> list[_Table]:
 def _mount(mount: MountSettings) -> _Table:
     """Return a mount without the keys that its consistency gives no meaning."""
     table = _table(MOUNT, "[[mount]]", f"mount.{mount.path}", mount)
-    if mount.consistency is Consistency.IMMUTABLE:
-        del table.values["ttl"]
-    if mount.consistency is not Consistency.CLOSE_TO_OPEN:
-        del table.values["offline"]
+    for key in MEANINGLESS.get(mount.consistency, ()):
+        table.values.pop(key, None)
     return table
 
 

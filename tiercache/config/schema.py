@@ -132,13 +132,14 @@ MOUNT = Section(
             key="consistency",
             choices=tuple(Consistency),
             meaning="How fresh names are. `immutable`: the first successful open binds the version "
-            "for good. `eventual`: at most `ttl` old. `close-to-open`: validated at each open.",
+            "for good. `eventual`: at most `ttl` old. `close-to-open`: validated at each open. "
+            "`strong`: validated at each read, and written on a condition.",
         ),
         Field(
             key="ttl",
             kind=Kind.DURATION,
             meaning="How long a name is used without asking the origin again. Not with "
-            "`immutable`, which never asks.",
+            "`immutable`, which never asks, nor with `strong`, which always does.",
         ),
         Field(
             key="negative_ttl",
@@ -148,8 +149,9 @@ MOUNT = Section(
         Field(
             key="offline",
             choices=("error", "stale"),
-            meaning="What an open does under `close-to-open` while the origin cannot be reached: "
-            "fail, or serve what is cached, marked stale. Only with `close-to-open`.",
+            meaning="What becomes of knowledge past its time while the origin cannot be reached: "
+            "`error` fails, `stale` serves what is cached, marked. Not given: `eventual` serves, "
+            "`close-to-open` fails. `strong` always fails, `immutable` knows no such time.",
         ),
         Field(
             key="read_only", kind=Kind.BOOLEAN, meaning="Refuse writes and removals below `path`."

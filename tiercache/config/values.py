@@ -158,10 +158,6 @@ def _text(field: Field, value: object) -> object:
     if not isinstance(value, str):
         raise _wrong_type(value, Kind.TEXT)
     if field.choices and value not in field.choices:
-        if field.key == "consistency" and value == "strong":
-            raise ConfigError(
-                '"strong" is not there yet', remedy='it comes later; use "close-to-open" until then'
-            )
         raise ConfigError(f"{value!r} is unknown", remedy=nearest_hint(value, field.choices))
     if field.key == "endpoint" and value and not _ENDPOINT.fullmatch(value):
         raise ConfigError(

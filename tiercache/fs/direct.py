@@ -30,7 +30,14 @@ from tiercache.errors import (
     Unsupported,
 )
 from tiercache.fs import paths
-from tiercache.fs.files import CompressedHandle, ReadHandle, TextHandle, WriteHandle, file_info
+from tiercache.fs.files import (
+    CompressedHandle,
+    ReadHandle,
+    TextHandle,
+    WriteHandle,
+    file_info,
+    stat_info,
+)
 from tiercache.fs.options import Table, settings_of, shared_namespace
 from tiercache.model import Entry, Kind, Stat
 from tiercache.namespace import Namespace
@@ -256,7 +263,8 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
         return self.namespace.stat(path)
 
     def info(self, path: str) -> Info:
-        """Return name, size, type and, of an object, mtime (seconds since 1970), ETag, version."""
+        """Return name, size, type and, of an object, mtime and validated (when it was written and
+        last confirmed, seconds since 1970), ETag and version, stale, consistency."""
         path = paths.strip(path)
         return info_of(path, self.stat_of(path))
 
@@ -577,7 +585,7 @@ def info_of(path: str, known: Stat) -> Info:
     """Return fsspec's description of a path."""
     if known.kind is Kind.DIRECTORY:
         return directory_info(path)
-    return file_info(path, size=known.size_bytes, version=known.version, mtime_s=known.mtime_s)
+    return stat_info(known)
 
 
 def directory_info(path: str) -> Info:

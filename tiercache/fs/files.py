@@ -15,6 +15,7 @@ from tiercache.client.file import ReadFile, WriteFile
 from tiercache.errors import StaleHandle
 from tiercache.fs.paths import unstrip
 from tiercache.fs.threads import in_thread
+from tiercache.model import Stat
 from tiercache.ports import Buffer
 
 if TYPE_CHECKING:
@@ -50,10 +51,8 @@ class ReadHandle(ReadFile):
         return self.info()
 
     def info(self) -> dict[str, Any]:
-        """Return name, size, type, mtime and version of what is open."""
-        return file_info(
-            self.path, size=self.size, version=self.version, mtime_s=self._entry.record.mtime_s
-        )
+        """Return what ``fs.info`` does, of what is open."""
+        return stat_info(self.stat)
 
     def readline(self, size: int | None = -1) -> bytes:
         self._check_open()
@@ -105,6 +104,18 @@ def _reopened(fs: DirectFileSystem, path: str, version: str, offset: int) -> Rea
     return handle
 
 
+def stat_info(known: Stat) -> dict[str, Any]:
+    """Return fsspec's description of an object with what is known of its truth: ``validated`` is
+    when the origin last confirmed it, in seconds since 1970 (-inf where nobody knows)."""
+    info = file_info(
+        known.path, size=known.size_bytes, version=known.version, mtime_s=known.mtime_s
+    )
+    info["validated"] = known.validated_unix_s
+    info["stale"] = known.stale
+    info["consistency"] = str(known.consistency)
+    return info
+
+
 def file_info(path: str, *, size: int, version: str, mtime_s: float) -> dict[str, Any]:
     """Return fsspec's description of an object. ``mtime`` is seconds since 1970; ``ETag`` and
     ``version`` are the version token."""
@@ -124,7 +135,9 @@ class WriteHandle(WriteFile):
 
     def __init__(self, fs: DirectFileSystem, path: str, *, create: bool, autocommit: bool) -> None:
         begin = wire.WriteBegin(path, "create" if create else "overwrite")
-        super().__init__(path, fs.namespace.client.link, begin)
+        client = fs.namespace.client
+        consistency = client.resolver.locate(path).mount.consistency
+        super().__init__(path, client.link, begin, consistency)
         self.fs = fs
         self.path = path
         self.autocommit = autocommit

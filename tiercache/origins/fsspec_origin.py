@@ -86,6 +86,7 @@ class FsspecOrigin:
         self._capabilities = OriginCapabilities(
             conditional_get=False,
             conditional_put=url.scheme in _CREATES,
+            conditional_replace=False,
             write_id=False,
             copy=True,
         )
@@ -249,7 +250,7 @@ class FsspecOrigin:
                     remedy='use driver = "obstore", or write without a condition',
                 )
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, may_repeat: bool = True) -> None:
         try:
             await self._call("rm_file", self._path(key), key=key)
         except NotFound:

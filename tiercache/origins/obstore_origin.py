@@ -367,7 +367,7 @@ class ObstoreOrigin:
             return await self.head(key)
         return ObjectInfo(key, size_bytes, _quoted(e_tag), time.time(), write_id)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, may_repeat: bool = True) -> None:
         if not obstore_can_name(key):
             await self._exactly(key, lambda names: names.delete(key))
             return

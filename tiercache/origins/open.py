@@ -23,7 +23,13 @@ from tiercache.ports import Origin, OriginCapabilities
 from tiercache.settings import ProfileSettings
 
 # What each cloud itself documents; a server behind an endpoint of its own is to be probed.
-_CLOUD = OriginCapabilities(conditional_get=True, conditional_put=True, write_id=True, copy=True)
+_CLOUD = OriginCapabilities(
+    conditional_get=True,
+    conditional_put=True,
+    conditional_replace=True,
+    write_id=True,
+    copy=True,
+)
 
 
 def origin_url(url: OriginUrl | str) -> OriginUrl:

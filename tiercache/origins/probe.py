@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 
 from tiercache.errors import NotFound, PreconditionFailed, Unsupported
-from tiercache.ports import IfAbsent, Origin, OriginCapabilities
+from tiercache.ports import Condition, IfAbsent, IfVersion, Origin, OriginCapabilities
 
 _WRONG_TOKEN = '"00000000000000000000000000000000"'
 
@@ -19,7 +19,8 @@ async def probe(
     ``conditional_get`` comes from a GET under a wrong condition, of ``key`` or of the first
     object below ``prefix``; where there is none, what is assumed stays. Only with
     ``probe_writes`` is anything written: one small object below ``prefix``, removed again, to
-    see whether a second ``IfAbsent`` is refused and the write id comes back.
+    see whether a second ``IfAbsent`` and an ``IfVersion`` of another version are refused, that of
+    the right one is not, and the write id comes back.
     Raises what the origin raises: an unreachable one is not one without capabilities.
     """
     found = origin.capabilities
@@ -54,12 +55,10 @@ async def _probe_writes(
     written_id = secrets.token_hex(8)
     try:
         await origin.put(key, b"probe", condition=IfAbsent(), write_id=written_id)
-        try:
-            await origin.put(key, b"probe", condition=IfAbsent(), write_id=secrets.token_hex(8))
-            refuses = False
-        except PreconditionFailed:
-            refuses = True
-        keeps = (await origin.head(key)).write_id == written_id or not refuses
+        refuses = not await _takes(origin, key, IfAbsent())
+        written = await origin.head(key)
+        keeps = written.write_id == written_id or not refuses
+        replaces = await _replaces(origin, key, written.token)
         target = f"{key}-copy"
         try:
             await origin.copy(key, target)
@@ -68,8 +67,34 @@ async def _probe_writes(
             copies = False
         else:
             await origin.delete(target)
-        return replace(found, conditional_put=refuses, write_id=keeps, copy=copies)
+        return replace(
+            found,
+            conditional_put=refuses,
+            conditional_replace=replaces,
+            write_id=keeps,
+            copy=copies,
+        )
     except Unsupported:
-        return replace(found, conditional_put=False, write_id=False, copy=False)
+        return replace(
+            found, conditional_put=False, conditional_replace=False, write_id=False, copy=False
+        )
     finally:
         await origin.delete(key)
+
+
+async def _replaces(origin: Origin, key: str, token: str) -> bool:
+    """Whether a write over another version is refused, and one over this version is not."""
+    try:
+        if await _takes(origin, key, IfVersion(_WRONG_TOKEN)):
+            return False
+        return await _takes(origin, key, IfVersion(token))
+    except Unsupported:
+        return False
+
+
+async def _takes(origin: Origin, key: str, condition: Condition) -> bool:
+    try:
+        await origin.put(key, b"probe", condition=condition, write_id=secrets.token_hex(8))
+    except PreconditionFailed:
+        return False
+    return True

@@ -228,20 +228,23 @@ class ResilientOrigin:
         counters.bytes_written += info.size_bytes
         return info
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, may_repeat: bool = True) -> None:
         counters = self.counters
+        path = f"{self.url}/{key}"
 
         async def once() -> bool:
             counters.requests_delete += 1
-            await self._origin.delete(key)
+            await self._origin.delete(key, may_repeat=may_repeat)
             return True
 
         async def settle() -> bool | None:
+            if not may_repeat:
+                raise _unknown(None, path)
             # Where the object is still (or again) there, a second delete does what was asked.
             return None if await self._head_or_none(key, None) else True
 
         counters.calls += 1
-        await self._once(once, settle, path=f"{self.url}/{key}")
+        await self._once(once, settle, path=path)
 
     async def copy(self, source_key: str, target_key: str) -> None:
         counters = self.counters
@@ -256,6 +259,19 @@ class ResilientOrigin:
 
         counters.calls += 1
         await self._once(once, settle, path=f"{self.url}/{target_key}")
+
+    async def refuses_wrong_token(self, key: str, token: str) -> bool:
+        """Return whether the server itself refuses a GET under a false condition; false where the
+        wrapped origin cannot tell."""
+        asks = getattr(self._origin, "refuses_wrong_token", None)
+        if asks is None:
+            return False
+
+        async def once() -> bool:
+            self.counters.requests_get += 1
+            return bool(await asks(key, token))
+
+        return await self._safely(once)
 
     async def close(self) -> None:
         self.endpoint.rest()

@@ -18,19 +18,19 @@ def fresh_until_s(
 ) -> float:
     """Return the time until which the knowledge may be used unasked.
 
-    close-to-open has none: an open asks (reads of one handle do not). ``validated_s`` is -inf where
-    the knowledge was called into doubt (``invalidate``, a write of unknown outcome): then even an
-    immutable binding is asked for once.
+    close-to-open has none: an open asks (reads of one handle do not). Nor has strong: every call
+    asks. ``validated_s`` is -inf where the knowledge was called into doubt (``invalidate``, a
+    write of unknown outcome): then even an immutable binding is asked for once.
     """
     if kind is Kind.FILE:
         match mount.consistency:
             case Consistency.IMMUTABLE:
                 return inf if validated_s > -inf else -inf
-            case Consistency.CLOSE_TO_OPEN:
+            case Consistency.CLOSE_TO_OPEN | Consistency.STRONG:
                 return -inf
             case Consistency.EVENTUAL:
                 return validated_s + mount.ttl_s if same_boot else -inf
-    if not same_boot or mount.consistency is Consistency.CLOSE_TO_OPEN:
+    if not same_boot or always_asks(mount):
         return -inf
     ttl_s = mount.negative_ttl_s if kind is Kind.ABSENT else mount.ttl_s
     return validated_s + ttl_s
@@ -39,9 +39,14 @@ def fresh_until_s(
 def listing_fresh_until_s(mount: MountSettings, *, validated_s: float, same_boot: bool) -> float:
     """Return the same for a listing. Names may appear in an immutable mount (only the binding
     name → version is for good), so its listings age by ``ttl_s`` too."""
-    if not same_boot or mount.consistency is Consistency.CLOSE_TO_OPEN:
+    if not same_boot or always_asks(mount):
         return -inf
     return validated_s + mount.ttl_s
+
+
+def always_asks(mount: MountSettings) -> bool:
+    """Return whether every look-up is a question to the origin, sent after the caller came."""
+    return mount.consistency in (Consistency.CLOSE_TO_OPEN, Consistency.STRONG)
 
 
 def may_serve_stale(mount: MountSettings, kind: Kind) -> bool:
@@ -51,9 +56,15 @@ def may_serve_stale(mount: MountSettings, kind: Kind) -> bool:
     """
     if kind is Kind.ABSENT:
         return False
-    if mount.consistency is Consistency.CLOSE_TO_OPEN:
-        return mount.offline == "stale"
-    return True
+    match mount.consistency:
+        case Consistency.IMMUTABLE:
+            return True
+        case Consistency.EVENTUAL:
+            return mount.offline != "error"
+        case Consistency.CLOSE_TO_OPEN:
+            return mount.offline == "stale"
+        case Consistency.STRONG:
+            return False
 
 
 def age_s(

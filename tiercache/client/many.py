@@ -1,0 +1,39 @@
+"""Reading parts of many names in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tiercache.client.batch import Answered, Item
+from tiercache.errors import StaleHandle, TiercacheError
+
+if TYPE_CHECKING:
+    from tiercache.client.reader import Reader
+
+
+def read_many(reader: Reader, items: Sequence[Item], on_error: str) -> list[bytes | TiercacheError]:
+    """See ``Reader.read_many``."""
+    missing = [item for item in items if not reader.is_hit(*item)]
+    outcomes = reader.fill_many(missing) if len(missing) > 1 else {}
+    results: list[bytes | TiercacheError] = []
+    for item in items:
+        try:
+            results.append(_read(reader, item, outcomes.get(item)))
+        except TiercacheError as error:
+            if on_error == "raise":
+                raise
+            results.append(error)
+    return results
+
+
+def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered | None) -> bytes:
+    path, offset, length = item
+    if isinstance(outcome, TiercacheError):
+        raise outcome
+    if outcome is None:
+        return reader.read(path, offset, length)
+    try:
+        return reader.read_entry(reader.answered(path, outcome), offset, length)[1]
+    except StaleHandle:
+        return reader.again(path, lambda entry: reader.read_entry(entry, offset, length)[1])
