@@ -22,10 +22,10 @@ from tiercache.client.job import Job
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Name
 from tiercache.client.spans import clamp
-from tiercache.client.stats import frozen_stat
+from tiercache.client.stats import frozen_stat, known_stat
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
-from tiercache.model import Autarky, Consistency, Entry, FileExtent, Kind, Listing, Stat
+from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
@@ -263,7 +263,7 @@ class Namespace:
             validated_unix_s=record.validated_unix_s,
             unix_s=client.clock.unix(),
         )
-        return _stat(path, record, age, name.mount.consistency)
+        return known_stat(path, record, age, name.mount.consistency)
 
     def _stat_slow(self, path: str) -> Stat:
         indexed = self._stat_indexed(path)
@@ -273,7 +273,7 @@ class Namespace:
         found = client.link.request(wire.Lookup(path), wire.Found)
         age = max(0.0, client.clock.now() - found.validated_s)
         consistency = client.resolver.locate(path).mount.consistency
-        return _stat(path, found, age, consistency, stale=found.stale)
+        return known_stat(path, found, age, consistency, stale=found.stale)
 
     def exists(self, path: str) -> bool:
         """Return whether the path is an object or a directory. An origin that cannot be reached
@@ -535,29 +535,6 @@ def _begin(path: str, mode: str, if_version: str | None) -> wire.WriteBegin:
             raise ValueError("mode='create' and if_version exclude each other")
         return wire.WriteBegin(path, "if-version", if_version)
     return wire.WriteBegin(path, mode)
-
-
-def _stat(
-    path: str,
-    known: records.ObjectRecord | wire.Found,
-    age_s: float,
-    consistency: Consistency,
-    *,
-    stale: bool = False,
-) -> Stat:
-    if known.kind is Kind.ABSENT:
-        raise NotFound("no such object or directory", path=path)
-    return Stat(
-        path=path,
-        kind=Kind(known.kind),
-        size_bytes=known.size_bytes,
-        version=known.token,
-        mtime_s=known.mtime_s,
-        age_s=age_s,
-        stale=stale,
-        validated_unix_s=known.validated_unix_s or -inf,
-        consistency=consistency,
-    )
 
 
 def _unpickled(settings: bytes, embedded: bool) -> Namespace:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from math import inf
 from time import time
 
+from tiercache import wire
 from tiercache.client.entry import Entry
 from tiercache.client.resolver import Binding
+from tiercache.errors import NotFound
 from tiercache.model import Consistency, Kind, Stat
 from tiercache.policy.freshness import age_s
+from tiercache.records import ObjectRecord
 
 
 def stat_of(path: str, entry: Entry, now_s: float, boot_id: str) -> Stat:
@@ -49,4 +52,28 @@ def frozen_stat(path: str, binding: Binding) -> Stat:
         age,
         validated_unix_s=binding.created_unix_s,
         consistency=Consistency.IMMUTABLE,
+    )
+
+
+def known_stat(
+    path: str,
+    known: ObjectRecord | wire.Found,
+    age: float,
+    consistency: Consistency,
+    *,
+    stale: bool = False,
+) -> Stat:
+    """Return the stat of what the index or the agent says. Raises NotFound for an absence."""
+    if known.kind is Kind.ABSENT:
+        raise NotFound("no such object or directory", path=path)
+    return Stat(
+        path=path,
+        kind=Kind(known.kind),
+        size_bytes=known.size_bytes,
+        version=known.token,
+        mtime_s=known.mtime_s,
+        age_s=age,
+        stale=stale,
+        validated_unix_s=known.validated_unix_s or -inf,
+        consistency=consistency,
     )
