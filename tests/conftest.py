@@ -19,7 +19,7 @@ from tiercache.testing.object_servers import AzureServer, GcsServer, ObjectServe
 
 SEED_VARIABLE = "TIERCACHE_TEST_SEED"
 FOREIGN_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "TIERCACHE_")
-KEPT_VARIABLES = {SEED_VARIABLE, "TIERCACHE_AZURITE_DIR"}
+KEPT_VARIABLES = {SEED_VARIABLE, "TIERCACHE_AZURITE_DIR", "TIERCACHE_HISTORIES"}
 
 settings.register_profile(
     "tiercache",

@@ -16,7 +16,6 @@ from typing import Any, Literal, Self, overload
 import msgspec
 
 from tiercache import records, wire
-from tiercache.client.autarky import survey
 from tiercache.client.file import ReadFile, WriteFile
 from tiercache.client.job import Job
 from tiercache.client.reader import Reader
@@ -25,7 +24,7 @@ from tiercache.client.spans import clamp
 from tiercache.client.stats import frozen_stat, known_stat
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
-from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
+from tiercache.model import Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
@@ -302,7 +301,7 @@ class Namespace:
         found = Listing() if name is None else self._listing(path, name, recursive, refresh)
         if not children:
             if not found and name is not None:
-                return self._list_file_or_empty(path)
+                return self._list_file_or_empty(path, found)
             return found
         merged = {entry.name: entry for entry in found}
         for child in children:
@@ -371,9 +370,10 @@ class Namespace:
             return None
         return [records.decode_listing(raw) for raw in raws if raw is not None]
 
-    def _list_file_or_empty(self, path: str) -> Listing:
+    def _list_file_or_empty(self, path: str, empty: Listing) -> Listing:
         found = self.stat(path)
-        listing = Listing(age_s=found.age_s, stale=found.stale)
+        age_s = max(empty.age_s, found.age_s)
+        listing = Listing(age_s=age_s, stale=empty.stale or found.stale)
         if found.kind is Kind.FILE:
             base = path.rstrip("/").rsplit("/", 1)[-1]
             entry = Entry(base, Kind.FILE, found.size_bytes, found.version, found.mtime_s)
@@ -502,12 +502,6 @@ class Namespace:
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of an object's last known version are on the device."""
         return self.reader().cached_bytes(path)
-
-    def autarky(self, path: str, *, shown: int | None = 20) -> Autarky:
-        """Return whether a job over the path would survive an outage that begins now, with the
-        names of the first ``shown`` that would be missing, or of all (None). Asks no origin."""
-        endpoints = self.status()["endpoints"]
-        return survey(path, self.client.index, self.client.resolver, endpoints, shown=shown)
 
     def status(self) -> Mapping[str, Any]:
         """Return the agent's status document (docs/operations.md)."""

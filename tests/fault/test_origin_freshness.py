@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fault.origin_rig import Rig, eventually, in_other_process, rig_of
-from tiercache.errors import NotFound
+from tiercache.errors import AlreadyExists, NotFound
 from tiercache.model import Consistency, Kind
 from tiercache.namespace import Namespace
 from tiercache.policy.freshness import fresh_until_s, listing_fresh_until_s, may_serve_stale
@@ -240,6 +241,41 @@ def test_a_slow_head_keeps_nobody_from_a_change(rig: Rig) -> None:
         late = pool.submit(ns.stat, "/m/object")
         assert late.result().size_bytes == 7
         assert early.result().size_bytes in (len(DATA), 7)
+
+
+def in_thread(work: Callable[[], Any]) -> Future[Any]:
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+@pytest.mark.parametrize("consistency", [Consistency.CLOSE_TO_OPEN, Consistency.EVENTUAL])
+def test_a_failed_write_does_not_make_others_see_what_it_called_into_doubt(
+    rig: Rig, consistency: Consistency
+) -> None:
+    ns = rig.namespace(consistency, ttl_s=0.0, negative_ttl_s=0.0)
+    assert ns.read("/m/object") == DATA
+    rig.put("object", b"replaced")
+    rig.proxy.clear()
+    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=1.0, times=1))
+    asking = in_thread(lambda: ns.stat("/m/object"))
+    eventually(lambda: rig.proxy.counts()["HEAD"], what="the stat has asked")
+    with pytest.raises(AlreadyExists):
+        ns.write("/m/object", b"mine", "create")
+    assert asking.result(30).size_bytes == len(b"replaced")
+
+
+def test_an_absence_that_was_asked_for_long_ago_is_shared_by_nobody(rig: Rig) -> None:
+    ns = rig.namespace(Consistency.IMMUTABLE, negative_ttl_s=0.05)
+    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=1.0, times=1))
+    asking = in_thread(lambda: ns.exists("/m/new"))
+    eventually(lambda: rig.proxy.counts()["HEAD"], what="the first has asked")
+    time.sleep(0.1)  # its answer was given by now, and is late
+    rig.put("new", b"x")
+    time.sleep(0.05)  # the negative ttl, after which nobody may miss the object
+    assert ns.exists("/m/new")
+    asking.result(30)
 
 
 def test_processes_share_what_is_known(rig: Rig) -> None:

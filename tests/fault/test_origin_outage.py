@@ -12,7 +12,7 @@ import pytest
 
 from tests.fault.origin_rig import Rig, eventually, kill_agent, origin_status, rig_of
 from tiercache.errors import OriginUnavailable, Throttled
-from tiercache.model import Consistency, JobState, Kind
+from tiercache.model import Consistency, JobState, Kind, Listing
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import ObjectServer, S3Server
@@ -322,6 +322,20 @@ def listed(ns: Namespace, path: str, recursive: bool) -> set[str]:
         return {entry.name for entry in ns.list(path, recursive=recursive)}
     except OriginUnavailable:
         return set()
+
+
+def test_an_empty_listing_is_marked_stale_too(rig: Rig) -> None:
+    ns = rig.namespace(prefix="nothing", ttl_s=0.05)
+    assert ns.list("/m") == []
+    rig.proxy.black_hole()
+    marked: list[Listing] = []
+
+    def is_stale() -> bool:
+        marked.append(ns.list("/m"))
+        return marked[-1].stale
+
+    eventually(is_stale, what="it is stale")
+    assert marked[-1] == [] and marked[-1].age_s > 0.05
 
 
 def test_absence_is_never_served_stale(rig: Rig) -> None:

@@ -26,6 +26,8 @@ from tests.fault.origin_rig import (
     origin_status,
     rig_of,
 )
+from tiercache.agent.mounts import Located
+from tiercache.agent.names import Names
 from tiercache.errors import (
     AccessDenied,
     AgentUnavailable,
@@ -34,7 +36,7 @@ from tiercache.errors import (
     OriginUnavailable,
     PreconditionFailed,
 )
-from tiercache.model import Consistency, Kind
+from tiercache.model import Consistency, Kind, ObjectInfo
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import ObjectServer, S3Server
@@ -330,6 +332,30 @@ def test_concurrent_overwrites_leave_node_and_origin_agreeing(rig: Rig) -> None:
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda data: ns.write("/m/object", data), versions))
         assert ns.read("/m/object") == rig.get("object")
+
+
+def test_a_write_returns_its_own_version_and_not_the_next_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or ``if_version`` would replace a version that the writer has never seen."""
+    settle = Names.settle
+    changed: list[Located] = []
+
+    def changed_here(self: Names, located: Located, *args: Any) -> Any:
+        changed.append(located)
+        return publish(self, located, *args)
+
+    async def overtaken(self: Names) -> None:
+        await settle(self)
+        other = ObjectInfo("object", 5, '"of-another"')
+        self.learn(changed[-1], Kind.FILE, other, self._clock.now())
+
+    publish = Names.changed_here
+    monkeypatch.setattr(Names, "changed_here", changed_here)
+    monkeypatch.setattr(Names, "settle", overtaken)
+    ns = rig.namespace()
+    written = ns.write("/m/object", b"mine")
+    assert written.size_bytes == 4 and written.version != '"of-another"'
 
 
 def test_writing_while_the_origin_is_down(rig: Rig) -> None:

@@ -169,12 +169,10 @@ class Names:
     def _since_s(self, located: Located, record: ObjectRecord | None) -> float:
         """Return when a request must have been sent for its answer to serve a call of now."""
         mount = located.mount
-        changed_s = self._changed_s.get(located.digest, -inf)
-        if mount.consistency is Consistency.IMMUTABLE:
-            return changed_s
+        # Of an immutable mount too: where it has bound nothing yet, the answer may be an absence.
         exists = record is not None and record.kind is not Kind.ABSENT
         within_s = mount.ttl_s if exists else min(mount.ttl_s, mount.negative_ttl_s)
-        return max(changed_s, self._clock.now() - within_s)
+        return max(self._changed_s.get(located.digest, -inf), self._clock.now() - within_s)
 
     def _fallback(self, located: Located) -> ObjectRecord | None:
         """Return what may be served, marked stale, while the origin does not answer."""

@@ -287,7 +287,9 @@ class Writes:
             with contextlib.suppress(NotCached, TiercacheError):
                 await self._filler.store_small(write.located.digest, record, bytes(write.head))
         await self._names.settle()
-        return self._index.get_object(write.located.digest) or record
+        # Not what the index says by now: another's version may have been learnt meanwhile, and a
+        # writer that took it for its own would overwrite it unseen (``if_version``).
+        return record
 
     # -- the copy on the device -------------------------------------------------------------
 

@@ -320,9 +320,9 @@ class FaultyProxy:
         except OrderlyClose:
             pass
         except (OSError, ValueError):
-            _make_close_reset(sock)
+            _make_close_reset(sock, upstream)
         except asyncio.CancelledError:
-            _make_close_reset(sock)
+            _make_close_reset(sock, upstream)
             raise
         finally:
             sock.close()
@@ -352,7 +352,9 @@ class FaultyProxy:
                 self._in_flight -= 1
 
 
-def _make_close_reset(sock: socket.socket) -> None:
-    """Let the next close send RST rather than FIN."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def _make_close_reset(client: socket.socket, upstream: HttpStream | None) -> None:
+    """Let the next close send RST rather than FIN: the server too is not to take what came for
+    all there is."""
+    for sock in (client, *([upstream.sock] if upstream is not None else [])):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

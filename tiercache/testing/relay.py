@@ -104,7 +104,9 @@ class Relay:
         try:
             await self._upload(upstream)
         except (OSError, ValueError):
-            upstream.sock.shutdown(socket.SHUT_RDWR)
+            # Its reader wakes up, and its connection is reset. An orderly end would do harm:
+            # SeaweedFS takes a head, no body and FIN for an empty object, whatever the length.
+            upstream.sock.shutdown(socket.SHUT_RD)
             raise
 
     async def _upload(self, upstream: HttpStream | None) -> None:
