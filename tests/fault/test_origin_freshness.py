@@ -258,12 +258,14 @@ def test_a_failed_write_does_not_make_others_see_what_it_called_into_doubt(
     assert ns.read("/m/object") == DATA
     rig.put("object", b"replaced")
     rig.proxy.clear()
-    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=1.0, times=1))
+    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=0.8, times=1))
     asking = in_thread(lambda: ns.stat("/m/object"))
     eventually(lambda: rig.proxy.counts()["HEAD"], what="the stat has asked")
     with pytest.raises(AlreadyExists):
         ns.write("/m/object", b"mine", "create")
-    assert asking.result(30).size_bytes == len(b"replaced")
+    found = asking.result(30)
+    # On a slow machine the stat may have lost its patience; it must say so then.
+    assert found.stale or found.size_bytes == len(b"replaced")
 
 
 def test_an_absence_that_was_asked_for_long_ago_is_shared_by_nobody(rig: Rig) -> None:
