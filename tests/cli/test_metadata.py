@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -102,6 +103,22 @@ def test_there_and_back_again(stores: Stores) -> None:
     assert [check.code for check in checks] == [0, 0]
     assert len({check.json["crc32c"] for check in checks}) == 1
     assert len({check.json["identity"] for check in checks}) == 2
+
+
+def test_a_hundred_thousand_names_there_and_back(stores: Stores) -> None:
+    pairs = pin_pair("/m/train")
+    names = [f"sample-{number:06}.jpg" for number in range(100_000)]
+    for number, name in enumerate(names):
+        pairs |= name_pair(f"train/{name}", size_bytes=number)
+    parts = [tuple(names[start : start + 8192]) for start in range(0, len(names), 8192)]
+    pairs |= listing_pairs("train/", *parts)
+    stores.write(stores.lmdb, dict(pairs))
+    back = f"lmdb:{stores.folder}/back"
+    for source, target in ((stores.lmdb, stores.slate), (stores.slate, back)):
+        copied = stores.cli("metadata", "copy", source, target, "--json")
+        assert copied.code == 0, copied.err
+        assert copied.json["verified"]["records"] == len(pairs) == 100_014
+    assert stores.read(back) == pairs
 
 
 def test_through_a_pipe(stores: Stores) -> None:
@@ -297,3 +314,95 @@ def test_a_store_that_does_not_answer(stores: Stores) -> None:
     )
     ended = stores.cli("metadata", "check", stores.slate)
     assert ended.code == 5 and stores.slate in ended.err, ended
+
+
+def test_nothing_to_do_fences_nobody(stores: Stores) -> None:
+    stores.write(stores.lmdb, dict(some_pairs()))
+    assert stores.cli("metadata", "copy", stores.lmdb, stores.slate).code == 0
+
+    async def beside_an_agent() -> None:
+        agent = await open_metadata(MetadataSettings(url=stores.slate), stores.profiles)
+        try:
+            for option in ("--merge", "--replace"):
+                copy = ("metadata", "copy", stores.lmdb, stores.slate, option, "--json")
+                again = await asyncio.to_thread(stores.cli, *copy)
+                assert again.code == 0 and again.json["written"] == 0, again.err
+                assert again.json["verified"]["records"] == len(some_pairs())
+            await agent.commit(job_pair("11111111"))
+        finally:
+            await agent.close()
+
+    asyncio.run(beside_an_agent())
+
+
+def test_an_export_is_of_one_moment(stores: Stores) -> None:
+    """A listing of many parts is replaced, each time in one commit, while it is exported."""
+    parts = [tuple(f"{number:04}-{name:04}" for name in range(500)) for number in range(20)]
+    dumps = []
+
+    async def beside_an_agent() -> None:
+        agent = await open_metadata(MetadataSettings(url=stores.lmdb), stores.profiles)
+        try:
+            await agent.commit(listing_pairs("d/", *parts))
+            export = asyncio.create_task(asyncio.to_thread(export_four_times))
+            time_s = 1000.0
+            while not export.done():
+                time_s += 1
+                await agent.commit(listing_pairs("d/", *parts, validated_unix_s=time_s))
+            await export
+        finally:
+            await agent.close()
+
+    def export_four_times() -> None:
+        for number in range(4):
+            file = stores.folder / f"{number}.jsonl"
+            assert stores.cli("metadata", "export", str(file)).code == 0
+            dumps.append([json.loads(line) for line in file.read_text().splitlines()[1:-1]])
+
+    asyncio.run(beside_an_agent())
+    moments = [{line["record"]["validated_unix_s"] for line in dump} for dump in dumps]
+    assert [len(dump) for dump in dumps] == [20] * 4
+    assert all(len(times) == 1 for times in moments)
+    assert len(set.union(*moments)) > 1, "nothing was written meanwhile"
+
+
+def test_the_largest_values_go_everywhere(stores: Stores) -> None:
+    pairs = {
+        b"z" + bytes([number]): bytes([number]) * (16 * 2**20) for number in range(1, 2)
+    } | listing_pairs("d/", *([("\x01" * 1000 + str(number),) * 10 for number in range(300)]))
+    stores.write(stores.lmdb, dict(pairs))
+    assert stores.cli("metadata", "copy", stores.lmdb, stores.slate).code == 0
+    exported = stores.cli("metadata", "export", "-", "--store", stores.slate)
+    back = f"lmdb:{stores.folder}/back"
+    imported = stores.cli("metadata", "import", "-", "--store", back, given=exported.out)
+    assert imported.code == 0, imported.err
+    assert stores.read(back) == pairs
+
+
+def test_interrupted(stores: Stores) -> None:
+    pairs: Pairs = {}
+    for number in range(20_000):
+        pairs |= name_pair(f"data/{number}")
+    stores.write(stores.lmdb, dict(pairs))
+    process = stores.cli.start("metadata", "copy", stores.lmdb, stores.slate, "--progress", "json")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (130, 0), err
+    again = stores.cli("metadata", "copy", stores.lmdb, stores.slate)
+    assert again.code == 0, again.err
+    assert stores.read(stores.slate) == pairs
+
+
+def test_a_pipe_is_written_to_and_stays(stores: Stores) -> None:
+    stores.write(stores.lmdb, dict(some_pairs()))
+    pipe = stores.folder / "pipe"
+    os.mkfifo(pipe)
+    process = stores.cli.start("metadata", "export", str(pipe))
+    text = pipe.read_bytes()
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and text.endswith(b'"}\n')
+    assert pipe.is_fifo()
+    assert stores.cli("metadata", "export", "/dev/full").code == 1
+    assert Path("/dev/full").is_char_device()
+    assert stores.cli("metadata", "export", str(stores.folder)).code == 1

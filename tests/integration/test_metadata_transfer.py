@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.integration.metadata_rig import (
     Pairs,
@@ -23,7 +25,15 @@ from tiercache.errors import AlreadyExists, CorruptPage, FormatError, MetadataUn
 from tiercache.metadata import transfer as moving
 from tiercache.metadata.checking import check
 from tiercache.metadata.dump import Dump, write_dump
-from tiercache.metadata.transfer import Mode, Plan, Transferred, digest_of, plan, transfer
+from tiercache.metadata.transfer import (
+    Mode,
+    Plan,
+    Transferred,
+    digest_of,
+    plan,
+    transfer,
+    validated_unix_s,
+)
 from tiercache.ports import NOTHING_REQUIRED
 from tiercache.testing.memory_metadata import MemoryMetadata
 
@@ -40,9 +50,9 @@ async def planned(source: Pairs, target: MemoryMetadata, mode: Mode) -> Plan:
     )
 
 
-async def moved(source: Pairs, target: MemoryMetadata, mode: Mode) -> Transferred:
+async def moved(source: Pairs, target: MemoryMetadata, mode: Mode) -> tuple[Plan, Transferred]:
     made = await planned(source, target, mode)
-    return await transfer(partial(scan_of, source), target, mode=mode, planned=made)
+    return made, await transfer(partial(scan_of, source), target, mode=mode)
 
 
 async def test_into_an_empty_store() -> None:
@@ -52,7 +62,7 @@ async def test_into_an_empty_store() -> None:
     assert (made.written, made.removed, made.unchanged, made.kept) == (len(source), 0, 0, 0)
     assert await held(target) == {}, "a plan writes nothing"
     scan = partial(scan_of, source)
-    done = await transfer(scan, target, mode=Mode.INTO_EMPTY, planned=made, on_progress=seen.append)
+    done = await transfer(scan, target, mode=Mode.INTO_EMPTY, on_progress=seen.append)
     assert await held(target) == source
     assert done.records == len(source) == made.source_records
     assert seen == sorted(seen) and seen[-1] == made.total_bytes
@@ -62,7 +72,8 @@ async def test_into_an_empty_store() -> None:
 
 async def test_an_empty_source_is_fine() -> None:
     target = MemoryMetadata()
-    assert (await moved({}, target, Mode.INTO_EMPTY)).records == 0
+    _, done = await moved({}, target, Mode.INTO_EMPTY)
+    assert done.records == 0
     assert target.sequence == MemoryMetadata().sequence, "nothing was committed"
 
 
@@ -78,20 +89,20 @@ async def test_replace_leaves_nothing_but_the_source() -> None:
     source = some_pairs()
     own = pin_pair("/other") | snapshot_pairs("v1", ("q",)) | listing_pairs("d/", ("1",), (), ())
     target = await store_of(own)
-    done = await moved(source, target, Mode.REPLACE)
+    made, _ = await moved(source, target, Mode.REPLACE)
     assert await held(target) == source
-    assert done.plan.removed == len(own.keys() - source.keys()) == 2
-    again = await moved(source, target, Mode.REPLACE)
-    assert (again.plan.written, again.plan.unchanged) == (0, len(source))
+    assert made.removed == len(own.keys() - source.keys()) == 2
+    again, _ = await moved(source, target, Mode.REPLACE)
+    assert (again.changes, again.unchanged) == (0, len(source))
 
 
 async def test_merge_keeps_what_only_the_target_has() -> None:
     source = some_pairs()
     own = pin_pair("/other") | snapshot_pairs("v2", ("q",)) | job_pair("11111111")
     target = await store_of(own)
-    done = await moved(source, target, Mode.MERGE)
+    made, _ = await moved(source, target, Mode.MERGE)
     assert await held(target) == source | own
-    assert (done.plan.kept, done.plan.removed) == (len(own), 0)
+    assert (made.kept, made.removed) == (len(own), 0)
 
 
 async def test_merge_keeps_the_later_of_two_names() -> None:
@@ -126,7 +137,8 @@ async def test_merge_refuses_another_snapshot_of_the_same_name() -> None:
     with pytest.raises(AlreadyExists, match="snapshot 'v1'"):
         await moved(source, target, Mode.MERGE)
     same = await store_of(source)
-    assert (await moved(source, same, Mode.MERGE)).plan.unchanged == 2
+    made, _ = await moved(source, same, Mode.MERGE)
+    assert (made.unchanged, made.changes) == (2, 0)
 
 
 async def test_merge_prefers_what_can_be_read() -> None:
@@ -167,8 +179,8 @@ async def test_a_transfer_that_was_cut_off_goes_on(monkeypatch: pytest.MonkeyPat
         await moved(source, target, Mode.INTO_EMPTY)
     assert len(await held(target)) == 14
     target.commits_left = 100
-    done = await moved(source, target, Mode.INTO_EMPTY)
-    assert (done.plan.unchanged, done.plan.written, done.records) == (14, 16, 30)
+    made, done = await moved(source, target, Mode.INTO_EMPTY)
+    assert (made.unchanged, made.written, done.records) == (14, 16, 30)
     assert await held(target) == source
     assert target.commits_left == 100 - 3, "what was there is not written again"
 
@@ -196,9 +208,75 @@ async def test_a_dump_brings_a_store_back() -> None:
     totals = await write_dump(source, file, created="")
     assert totals.verbatim == 1
     target, dump = MemoryMetadata(), Dump(file, "dump")
-    made = await plan(
-        dump.scan, lambda: target.scan(b""), mode=Mode.INTO_EMPTY, target_name=target.url
-    )
-    await transfer(dump.scan, target, mode=Mode.INTO_EMPTY, planned=made)
+    await plan(dump.scan, lambda: target.scan(b""), mode=Mode.INTO_EMPTY, target_name=target.url)
+    await transfer(dump.scan, target, mode=Mode.INTO_EMPTY)
     assert await held(target) == await held(source) == some_pairs()
     assert await digest_of(target) == await digest_of(source)
+
+
+TIMES = st.sampled_from([1000.0, 2000.0, 3000.0])
+STORES = st.lists(
+    st.one_of(
+        st.builds(
+            lambda key, size, time_s: name_pair(key, size_bytes=size, validated_unix_s=time_s),
+            st.sampled_from("abc"),
+            st.integers(1, 2),
+            TIMES,
+        ),
+        st.builds(
+            lambda prefix, parts, time_s: listing_pairs(prefix, *parts, validated_unix_s=time_s),
+            st.just("d/"),
+            st.lists(st.tuples(st.sampled_from("xyz")), min_size=1, max_size=3),
+            TIMES,
+        ),
+        st.builds(lambda path: pin_pair(path), st.sampled_from(["/p", "/q"])),
+        st.builds(lambda name: snapshot_pairs(name, ("a",), ("b",)), st.sampled_from("st")),
+    ),
+    min_size=2,
+    max_size=6,
+)
+
+
+def last_of_each(made: list[Pairs]) -> Pairs:
+    """Return one store of several writes: a listing takes the place of the one before, whole."""
+    store: Pairs = {}
+    for pairs in made:
+        listings = {key[:17] for key in pairs if key[:1] == b"l"}
+        store = {key: value for key, value in store.items() if key[:17] not in listings} | pairs
+    return store
+
+
+@settings(max_examples=300)
+@given(source=STORES.map(last_of_each), there=STORES.map(last_of_each), mode=st.sampled_from(Mode))
+async def test_any_two_stores(source: Pairs, there: Pairs, mode: Mode) -> None:
+    """Against what the modes promise, by an oracle of its own: whole things by their names."""
+    target = await store_of(there)
+    try:
+        made, done = await moved(source, target, mode)
+    except AlreadyExists:
+        assert mode is Mode.INTO_EMPTY and there.items() - source.items()
+        assert await held(target) == there
+        return
+    found = await held(target)
+    assert (await check(target, repair=False)).clean, "nothing is torn"
+    assert done.records == len(found)
+    assert made.written == len(found.items() - there.items())
+    assert made.removed == len(there.keys() - found.keys())
+    if mode is Mode.MERGE:
+        assert groups(source) | groups(there) == groups(found)
+        for group in groups(found):
+            theirs, ours = times(source, group), times(there, group)
+            assert times(found, group) == max(theirs, ours)
+    else:
+        assert found == source
+    again, _ = await moved(source, target, mode)
+    assert again.changes == 0
+
+
+def groups(pairs: Pairs) -> set[bytes]:
+    return {key[:17] for key in pairs}
+
+
+def times(pairs: Pairs, group: bytes) -> float:
+    first = next((key for key in sorted(pairs) if key[:17] == group), b"")
+    return validated_unix_s(first, pairs.get(first))

@@ -160,12 +160,17 @@ async def _export(
 
 @contextlib.contextmanager
 def _written(name: str) -> Iterator[LinesOut]:
-    """Open the target of an export: standard output, or a file that appears once it is synced."""
+    """Open the target of an export: standard output, or a file that appears once it is synced. A
+    pipe or a device is written to as it is."""
     if name == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    target = Path(name)
+    target = Path(os.path.realpath(name))
+    if target.exists() and not target.is_file():
+        with open(target, "wb") as special:
+            yield special
+        return
     with temporary(target) as (raw, hidden):
         # It names every object: for its owner's eyes.
         os.fchmod(raw.fileno(), 0o600)

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 # Names in one answer to a LIST: S3 and Google Cloud Storage give 1,000, Azure up to 5,000.
 NAMES_A_REQUEST = 1000
 POLL_S = 0.25
-# What was learnt is committed within the commit interval, a million names within some seconds.
-# An outage of the store must not keep the command for ever: what waits is committed later.
+# What was learnt is committed within the commit interval, a million names within some seconds;
+# in an outage later, and without this command.
 DRAIN_S = 60.0
+# States of the agent's store (metadata.state) in which it takes what was learnt.
+SERVED = ("opening", "importing", "attached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,8 @@ def _pending_after_drain(namespace: Namespace) -> int:
     while True:
         document: Mapping[str, Any] = namespace.status().get("metadata") or {}
         pending = int(document.get("pending_keys", 0))
-        if not pending or time.monotonic() > deadline:
+        is_served = document.get("state") in SERVED
+        if not (pending and is_served) or time.monotonic() > deadline:
             return pending
         time.sleep(POLL_S)
 

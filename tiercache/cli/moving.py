@@ -98,12 +98,16 @@ async def move(settings: Settings, source: Scan, order: Order, shown: Shown) -> 
     """Plan without touching the target, then write, and read back. Raises as plan, transfer and
     the opening of stores."""
     from tiercache.compose import metadata_store
-    from tiercache.metadata.transfer import Mode, transfer
+    from tiercache.metadata.transfer import Mode, transfer, verified
 
     if order.dry_run:
         return Moved((await _planned(settings, source, order, shown))[0], None)
     with alone(settings, order.target):
         plan, is_there = await _planned(settings, source, order, shown)
+        if is_there and not plan.changes:
+            # Whoever serves it need not be fenced for this.
+            async with metadata_store(settings, order.target, read_only=True) as store:
+                return Moved(plan, await verified(store))
         # One that holds nothing of anybody's is nobody's loss.
         if is_there and order.mode is not Mode.INTO_EMPTY:
             require_take_over(order.target, order.take_over)
@@ -112,7 +116,6 @@ async def move(settings: Settings, source: Scan, order: Order, shown: Shown) -> 
                 source,
                 store,
                 mode=order.mode,
-                planned=plan,
                 on_progress=lambda done: shown(done, plan.total_bytes),
             )
     return Moved(plan, done)

@@ -53,13 +53,16 @@ class Plan:
     kept: int
     total_bytes: int
 
+    @property
+    def changes(self) -> int:
+        return self.written + self.removed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transferred:
     """How a transfer ended. ``records`` and ``crc32c`` are of all that the target holds, read back
     after the last commit (``Digest``)."""
 
-    plan: Plan
     records: int
     crc32c: str
     sequence: int
@@ -224,7 +227,6 @@ async def transfer(
     target: MetadataStore,
     *,
     mode: Mode,
-    planned: Plan,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Transferred:
     """Write what differs, in batches, flush, and read the target back.
@@ -248,17 +250,20 @@ async def transfer(
                 on_progress(done_bytes)
     await writer.commit()
     await target.flush()
-    found = await digest_of(target)
-    if found != expected:
+    return await verified(target, expected)
+
+
+async def verified(store: MetadataStore, expected: Digest | None = None) -> Transferred:
+    """Read all that ``store`` holds. Raises CorruptPage where it is not what was ``expected``."""
+    found = await digest_of(store)
+    if expected is not None and found != expected:
         raise CorruptPage(
             f"{found.records} records of checksum {found.text} are there, not "
             f"{expected.records} of {expected.text}",
-            path=target.url,
+            path=store.url,
             remedy="run it again; tiercache metadata check says more",
         )
-    return Transferred(
-        plan=planned, records=found.records, crc32c=found.text, sequence=target.sequence
-    )
+    return Transferred(records=found.records, crc32c=found.text, sequence=store.sequence)
 
 
 @dataclass(slots=True)
