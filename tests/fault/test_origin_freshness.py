@@ -228,6 +228,27 @@ def test_age_counts_from_when_the_request_was_sent(rig: Rig) -> None:
     assert time.monotonic() - started < 1.7
 
 
+@pytest.mark.parametrize(
+    "consistency", [Consistency.EVENTUAL, Consistency.CLOSE_TO_OPEN, Consistency.STRONG]
+)
+def test_many_names_past_their_time_are_asked_for_at_once(
+    rig: Rig, consistency: Consistency
+) -> None:
+    names = [f"many/{number:02}" for number in range(40)]
+    for name in names:
+        rig.put(name, name.encode())
+    ns = rig.namespace(consistency, ttl_s=TTL_S, profile=rig.profile(concurrency=8))
+    items = [(f"/m/{name}", 0, None) for name in names]
+    expected = [name.encode() for name in names]
+    assert ns.read_many(items) == expected
+    time.sleep(TTL_S)
+    rig.proxy.clear()
+    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=0.05))
+    assert ns.read_many(items) == expected
+    assert rig.proxy.counts() == {"HEAD": len(names)}, "no data, and nothing twice"
+    assert 4 <= rig.proxy.peak_in_flight <= 8
+
+
 def test_a_slow_head_keeps_nobody_from_a_change(rig: Rig) -> None:
     """Who asks a ttl after a HEAD was sent that is still out must not be told what it saw."""
     ns = rig.namespace(ttl_s=TTL_S)

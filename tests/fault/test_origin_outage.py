@@ -259,6 +259,25 @@ def test_close_to_open_fails_offline_unless_told_to_serve_stale(rig: Rig) -> Non
     handle.close()
 
 
+def test_an_eventual_mount_can_be_told_to_fail_offline(rig: Rig) -> None:
+    ns = rig.namespace(ttl_s=1.0, offline="error")
+    long = rig.namespace(ttl_s=3600.0, offline="error", name="long")
+    for each in (ns, long):
+        assert each.read("/m/big.bin") == BIG
+        each.list("/m")
+    rig.proxy.refuse()
+    assert long.read("/m/big.bin") == BIG and not long.stat("/m/big.bin").stale
+    assert len(long.list("/m")) == 4 and not long.list("/m").stale
+    time.sleep(1.0)
+    for call in (
+        lambda: ns.read("/m/big.bin"),
+        lambda: ns.open("/m/big.bin"),
+        lambda: ns.stat("/m/big.bin"),
+        lambda: ns.list("/m"),
+    ):
+        assert fails(call, OriginUnavailable) < IN_TIME_S
+
+
 def test_the_breaker_opens_and_closes_and_status_shows_it(rig: Rig) -> None:
     ns = rig.namespace()
     ns.read("/m/big.bin")

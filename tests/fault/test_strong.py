@@ -145,6 +145,33 @@ def test_a_handle_asks_at_each_read_and_never_mixes(rig: Rig) -> None:
             file.read(1)
 
 
+def test_what_was_given_out_stays_what_it_was(rig: Rig) -> None:
+    ns = strong(rig)
+    view = ns.view("/m/object")
+    file = ns.local_path("/m/object")
+    places = ns.locate("/m/object")
+    rig.put("object", b"changed")
+    assert ns.read("/m/object") == b"changed"
+    rig.proxy.refuse()
+    assert bytes(view) == DATA
+    assert sum(place.length for place in places) == len(DATA)
+    with pytest.raises(OriginUnavailable):
+        ns.local_path("/m/object")
+    assert not Path(file).exists() or Path(file).read_bytes() == DATA
+
+
+def test_a_snapshot_of_a_strong_mount_is_bound(rig: Rig) -> None:
+    ns = strong(rig)
+    ns.snapshots.create("frozen", "/m").wait(30)
+    rig.proxy.clear()
+    frozen = "tiercache://frozen@snapshot/m/object"
+    with ns.open(frozen) as file:
+        for _ in range(3):
+            assert ns.read(frozen) == DATA and file.read_at(0, 5) == DATA[:5]
+    assert rig.proxy.counts() == {}
+    assert ns.stat(frozen).consistency is Consistency.IMMUTABLE
+
+
 def test_read_many_asks_for_all_names_at_once(rig: Rig) -> None:
     names = [f"many/{number:02}" for number in range(30)]
     for name in names:

@@ -19,7 +19,7 @@ from tiercache.agent.index import Index
 from tiercache.agent.listings import ListingName
 from tiercache.agent.mounts import Located
 from tiercache.errors import OriginUnavailable
-from tiercache.model import Entry, Kind
+from tiercache.model import Consistency, Entry, Kind
 from tiercache.ports import Endpoint, Origin
 from tiercache.records import ListingPart, ObjectRecord
 
@@ -97,10 +97,13 @@ def unknown_name(located: Located, error: OriginUnavailable) -> OriginUnavailabl
 
 
 def refused_by_mount(located: Located, error: OriginUnavailable) -> OriginUnavailable:
+    consistency = located.mount.consistency
+    strong = consistency is Consistency.STRONG
+    mode = 'consistency = "close-to-open" with ' if strong else ""
     return OriginUnavailable(
-        f"the mount is {located.mount.consistency} and serves nothing unasked: {error.message}",
+        f"the mount is {consistency} and serves nothing past its time: {error.message}",
         path=located.path,
-        remedy='offline = "stale" of the mount serves what is known, marked stale',
+        remedy=f'{mode}offline = "stale" of the mount serves what is known, marked stale',
     )
 
 

@@ -111,6 +111,8 @@ def _stat_json(found: Stat, cached_bytes: int) -> dict[str, Any]:
         "mtime_s": found.mtime_s,
         "age_s": found.age_s,
         "stale": found.stale,
+        "validated_at": found.validated_at.isoformat() if found.validated_at else None,
+        "consistency": found.consistency,
         "cached_bytes": cached_bytes,
     }
 
@@ -126,7 +128,9 @@ def _print_stat(found: Stat, cached_bytes: int) -> None:
     out(f"modified  {shown_time(found.mtime_s)}")
     out(f"cached    {cached_bytes} ({format_bytes(cached_bytes)}{share})")
     stale = ", stale: the origin cannot be asked" if found.stale else ""
-    out(f"checked   {format_duration(found.age_s)} ago{stale}")
+    at = f" ({shown_time(found.validated_unix_s)})" if found.validated_at else ""
+    out(f"checked   {format_duration(found.age_s)} ago{at}{stale}")
+    out(f"mode      {found.consistency}")
 
 
 @dataclass(slots=True)
