@@ -5,7 +5,7 @@ Owned by the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -77,18 +77,18 @@ class Draft:
 
     def __init__(
         self,
-        index: Index,
         name: ListingName,
         *,
         validated_s: float,
         boot: str,
         validated_unix_s: float,
+        put: Callable[[bytes, bytes | None], None],
     ) -> None:
         self.name = name
         # A change of ours that the listing may have missed: it serves those who asked before
         # that change, and nobody later.
         self.overtaken = False
-        self._index = index
+        self._put_record = put
         self._validated_s = validated_s
         self._boot = boot
         self._validated_unix_s = validated_unix_s
@@ -106,7 +106,7 @@ class Draft:
 
     def _spill(self) -> None:
         """Put what is held but the first part, without which the others are not found."""
-        self._index.put(self.name.key(0), None)
+        self._put_record(self.name.key(0), None)
         for entries in self._full[1:]:
             self._spilt += 1
             self._put(self._spilt, 0, entries)
@@ -137,7 +137,22 @@ class Draft:
             entries=entries,
             validated_unix_s=self._validated_unix_s,
         )
-        self._index.put(self.name.key(number), records.encode(part))
+        self._put_record(self.name.key(number), records.encode(part))
+
+
+def entry_of(index: Index, origin: str, key: str) -> tuple[Entry, ListingPart] | None:
+    """Return what the listing of the directory above says of a name, and the part that says so;
+    one that is not known is inferred, once for all names there."""
+    above, slash, base = key.rpartition("/")
+    name = ListingName(origin, above + slash, False)
+    if part_of(index, name, 0) is None:
+        infer(index, name)
+    for part in stored(index, name):
+        if part.validated_s > -inf:
+            for entry in part.entries:
+                if entry.name == base:
+                    return entry, part
+    return None
 
 
 def infer(index: Index, name: ListingName) -> ListingPart | None:
@@ -160,11 +175,12 @@ def infer(index: Index, name: ListingName) -> ListingPart | None:
         return None
     first = parts[0]
     draft = Draft(
-        index,
         name,
         validated_s=first.validated_s,
         boot=first.boot,
         validated_unix_s=first.validated_unix_s,
+        # Not to be told to a metadata store: whoever has the other listing can infer this one.
+        put=index.adopt,
     )
     draft.add(entries)
     draft.publish()

@@ -20,6 +20,7 @@ from tiercache.agent.listings import (
     Draft,
     Listing,
     ListingName,
+    entry_of,
     infer,
     listing_name,
     listings_with,
@@ -182,21 +183,19 @@ class Names:
         return record if may_serve_stale(located.mount, record.kind) else None
 
     def _known_by_listing(self, located: Located) -> ObjectRecord | None:
-        """Return the record of a name that is known by listings alone: the directory's own, or
-        the one above."""
+        """Return the record of a name that is known by listings alone: that of the directory
+        above, or its own."""
+        listed = entry_of(self._index, located.origin.url, located.key)
+        if listed is not None:
+            entry, part = listed
+            info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+            record = self._of_part(located, entry.kind, info, part)
+            self._index.put_object(located.digest, record)
+            return record
         for recursive in (False, True):
-            part = self._known_part(located, recursive)
-            if part is not None and part.entries:
-                return self._of_part(located, Kind.DIRECTORY, None, part)
-        above, _, base = located.key.rpartition("/")
-        name = ListingName(located.origin.url, f"{above}/" if above else "", False)
-        for part in stored(self._index, name):
-            for entry in part.entries:
-                if entry.name == base and part.validated_s > -inf:
-                    info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
-                    record = self._of_part(located, entry.kind, info, part)
-                    self._index.put_object(located.digest, record)
-                    return record
+            known = self._known_part(located, recursive)
+            if known is not None and known.entries:
+                return self._of_part(located, Kind.DIRECTORY, None, known)
         return None
 
     def _of_part(
@@ -497,11 +496,11 @@ class Names:
     ) -> AsyncIterator[tuple[Entry, ...]]:
         """List at the origin, page by page. The listing is kept once it has ended well."""
         draft = Draft(
-            self._index,
             name,
             validated_s=sent_s,
             boot=self._clock.boot_id,
             validated_unix_s=self._unix_s(sent_s),
+            put=self._index.put,
         )
         listed = 0
         self._drafts.add(draft)
