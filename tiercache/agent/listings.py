@@ -5,7 +5,7 @@ Owned by the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -77,18 +77,21 @@ class Draft:
 
     def __init__(
         self,
+        index: Index,
         name: ListingName,
         *,
         validated_s: float,
         boot: str,
         validated_unix_s: float,
-        put: Callable[[bytes, bytes | None], None],
+        is_inferred: bool = False,
     ) -> None:
         self.name = name
         # A change of ours that the listing may have missed: it serves those who asked before
         # that change, and nobody later.
         self.overtaken = False
-        self._put_record = put
+        self._index = index
+        # A metadata store need not be told: whoever has the other listing can infer this one.
+        self._put_record = index.adopt if is_inferred else index.put
         self._validated_s = validated_s
         self._boot = boot
         self._validated_unix_s = validated_unix_s
@@ -175,12 +178,12 @@ def infer(index: Index, name: ListingName) -> ListingPart | None:
         return None
     first = parts[0]
     draft = Draft(
+        index,
         name,
         validated_s=first.validated_s,
         boot=first.boot,
         validated_unix_s=first.validated_unix_s,
-        # Not to be told to a metadata store: whoever has the other listing can infer this one.
-        put=index.adopt,
+        is_inferred=True,
     )
     draft.add(entries)
     draft.publish()

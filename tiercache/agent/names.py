@@ -496,11 +496,11 @@ class Names:
     ) -> AsyncIterator[tuple[Entry, ...]]:
         """List at the origin, page by page. The listing is kept once it has ended well."""
         draft = Draft(
+            self._index,
             name,
             validated_s=sent_s,
             boot=self._clock.boot_id,
             validated_unix_s=self._unix_s(sent_s),
-            put=self._index.put,
         )
         listed = 0
         self._drafts.add(draft)
