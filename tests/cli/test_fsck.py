@@ -147,7 +147,7 @@ def exchange_extents(cache: Cache) -> None:
 def break_records(cache: Cache) -> None:
     with cache.store() as store:
         objects = [key for key, raw in store.scan(b"o") if records.decode_object(raw).packed]
-        store.commit({objects[0]: b"\x93nonsense"})
+        store.commit({objects[0]: b"\x93nonsense", objects[1]: b"\x93\xa2\xff\xfe\xa1k\x01"})
 
 
 def break_extent_record(cache: Cache) -> None:

@@ -33,6 +33,8 @@ KEPT_OPEN = 64
 # Of more problems than these only the counts are kept.
 KEPT_PROBLEMS = 1000
 COMMIT_RECORDS = 4096
+# A text that is no UTF-8 is not among msgspec's own errors.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,7 @@ class _Checker:
         raw = self._reader.get(records.extent_key(extent_id))
         try:
             return None if raw is None else records.decode_extent(raw)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
 
     def _opened(self, extent_id: int) -> ExtentReader | None:
@@ -199,7 +201,7 @@ class _Checker:
         for key, raw in self.scan(b"o"):
             try:
                 record = records.decode_object(raw)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 self.note("record", f"object {key[1:].hex()}", f"cannot be read: {error}")
                 self.batch[key] = None
                 continue
@@ -366,7 +368,7 @@ class _Checker:
             extent_id = records.extent_id_of(key)
             try:
                 record = records.decode_extent(raw)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 self.note("record", f"extent {extent_id:016x}", f"cannot be read: {error}")
                 self.batch[key] = None
                 continue
@@ -442,7 +444,7 @@ class _Checker:
             seen.setdefault(digest, set()).add(number)
             try:
                 part = records.decode_listing(raw)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 counts[digest] = 0
                 continue
             if number == 0:
