@@ -50,7 +50,7 @@ async def keys(store: MetadataStore, prefix: bytes, **bounds: Any) -> list[bytes
     return [key for key, _ in await pairs(store, prefix, **bounds)]
 
 
-class MetadataStoreContract(ABC):
+class MetadataPlace(ABC):
     """Subclasses say how one place is opened, again and again. ``open_store`` is the fixture
     that the tests use: it closes what it opened."""
 
@@ -75,6 +75,10 @@ class MetadataStoreContract(ABC):
     @pytest_asyncio.fixture
     async def store(self, open_store: Open) -> MetadataStore:
         return await open_store()
+
+
+class MetadataStoreContract(MetadataPlace):
+    """Of every engine."""
 
     # One key
 
@@ -298,7 +302,7 @@ class MetadataStoreContract(ABC):
             assert await store.get(key) == expected.get(key)
 
 
-class TakeoverContract(MetadataStoreContract):
+class TakeoverContract(MetadataPlace):
     """Of the engines where a second agent takes over."""
 
     async def test_the_next_commit_of_who_was_replaced_fails(
@@ -337,7 +341,7 @@ class TakeoverContract(MetadataStoreContract):
         assert store.sequence == 4
 
 
-class RealEngineContract(MetadataStoreContract):
+class RealEngineContract(MetadataPlace):
     """Of the engines that settings open: they outlive a process."""
 
     @pytest.fixture
@@ -410,7 +414,7 @@ class RealEngineContract(MetadataStoreContract):
         await store.close()
 
 
-class OutageContract(MetadataStoreContract):
+class OutageContract(MetadataPlace):
     """Of the engines whose store can be made unreachable: ``cut`` and ``heal`` by the fixture."""
 
     @pytest.fixture
@@ -464,12 +468,18 @@ class OutageContract(MetadataStoreContract):
 class Outage:
     """``ways`` are the names of the outages that ``cut`` knows."""
 
-    ways: tuple[str, ...] = ("off",)
-    deadline_s = 2.0
-
-    def __init__(self, cut: Callable[[str], None], heal: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cut: Callable[[str], None],
+        heal: Callable[[], None],
+        *,
+        ways: tuple[str, ...] = ("off",),
+        deadline_s: float = 0.0,
+    ) -> None:
         self.cut = cut
         self.heal = heal
+        self.ways = ways
+        self.deadline_s = deadline_s
 
 
 async def until_available(ask: Callable[[], Awaitable[Any]]) -> Any:

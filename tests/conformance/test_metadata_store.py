@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.metadata_contract import (
+    MetadataStoreContract,
     Open,
     Outage,
     OutageContract,
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 NewBucket = Callable[[ObjectServer], str]
 
 
-class TestMemory(TakeoverContract, OutageContract):
+class TestMemory(MetadataStoreContract, TakeoverContract, OutageContract):
     @pytest.fixture
     def shared(self) -> SharedMemory:
         return SharedMemory()
@@ -53,7 +54,7 @@ class TestMemory(TakeoverContract, OutageContract):
         return Outage(lambda how: switch(False), lambda: switch(True))
 
 
-class TestLmdbVolume(RealEngineContract):
+class TestLmdbVolume(MetadataStoreContract, RealEngineContract):
     @pytest.fixture
     def config(self, tmp_path: Path) -> MetadataSettings:
         return MetadataSettings(url=f"lmdb:{tmp_path}/volume")
@@ -63,7 +64,7 @@ class TestLmdbVolume(RealEngineContract):
         return ProfileSettings()
 
 
-class TestSlateOnFiles(RealEngineContract, TakeoverContract):
+class TestSlateOnFiles(MetadataStoreContract, RealEngineContract, TakeoverContract):
     @pytest.fixture
     def config(self, tmp_path: Path) -> MetadataSettings:
         return MetadataSettings(url=f"file://{tmp_path}/store")
@@ -74,14 +75,21 @@ class TestSlateOnFiles(RealEngineContract, TakeoverContract):
 
 
 @pytest.mark.emulator
-class TestSlateOnSeaweed(RealEngineContract, TakeoverContract, OutageContract):
+class TestSlateOnSeaweed(MetadataStoreContract, RealEngineContract, TakeoverContract):
     @pytest.fixture
-    def bucket(self, s3: S3Server, new_bucket: NewBucket) -> str:
-        return new_bucket(s3)
+    def config(self, s3: S3Server, new_bucket: NewBucket) -> MetadataSettings:
+        return MetadataSettings(url=f"s3://{new_bucket(s3)}/some/where", deadline_s=30.0)
 
     @pytest.fixture
-    def config(self, bucket: str) -> MetadataSettings:
-        return MetadataSettings(url=f"s3://{bucket}/some/where", deadline_s=2.0)
+    def profile(self, s3: S3Server) -> ProfileSettings:
+        return s3.profile()
+
+
+@pytest.mark.emulator
+class TestSlateBehindABadNetwork(OutageContract):
+    @pytest.fixture
+    def config(self, s3: S3Server, new_bucket: NewBucket) -> MetadataSettings:
+        return MetadataSettings(url=f"s3://{new_bucket(s3)}/some/where", deadline_s=2.0)
 
     @pytest.fixture
     def proxy(self, s3: S3Server) -> Iterator[FaultyProxy]:
@@ -89,25 +97,28 @@ class TestSlateOnSeaweed(RealEngineContract, TakeoverContract, OutageContract):
             yield proxy
 
     @pytest.fixture
-    def profile(self, s3: S3Server, proxy: FaultyProxy) -> ProfileSettings:
-        return s3.profile(endpoint=proxy.url)
+    def opener(self, config: MetadataSettings, s3: S3Server, proxy: FaultyProxy) -> Open:
+        return lambda: open_metadata(config, {"default": s3.profile(endpoint=proxy.url)})
 
     @pytest.fixture
     def around(self, config: MetadataSettings, s3: S3Server) -> Open:
         return lambda: open_metadata(config, {"default": s3.profile()})
 
     @pytest.fixture
-    def outage(self, proxy: FaultyProxy) -> Outage:
-        outage = Outage(lambda how: getattr(proxy, how)(), proxy.heal)
-        outage.ways = ("refuse", "black_hole")
-        return outage
+    def outage(self, proxy: FaultyProxy, config: MetadataSettings) -> Outage:
+        return Outage(
+            lambda how: getattr(proxy, how)(),
+            proxy.heal,
+            ways=("refuse", "black_hole"),
+            deadline_s=config.deadline_s,
+        )
 
 
 @pytest.mark.emulator
-class TestSlateOnAzurite(RealEngineContract, TakeoverContract):
+class TestSlateOnAzurite(MetadataStoreContract, RealEngineContract, TakeoverContract):
     @pytest.fixture
     def config(self, azure: AzureServer, new_bucket: NewBucket) -> MetadataSettings:
-        return MetadataSettings(url=f"az://{new_bucket(azure)}/some/where")
+        return MetadataSettings(url=f"az://{new_bucket(azure)}/some/where", deadline_s=30.0)
 
     @pytest.fixture
     def profile(self, azure: AzureServer) -> ProfileSettings:

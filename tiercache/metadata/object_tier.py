@@ -177,14 +177,16 @@ class ObjectTier:
 
     async def _refuse_foreign(self) -> None:
         """A store without an owner must be none at all: opening it would fence its writer."""
-        listing = obstore.list_with_delimiter_async(self._objects, self._key("manifest") + "/")
-        found = await self._ask(listing)
-        if found["objects"]:
+        if await self.holds_database():
             raise FormatError(
                 "a SlateDB of another program lies here",
                 path=str(self._url),
                 remedy="name another prefix",
             )
+
+    async def holds_database(self) -> bool:
+        listing = obstore.list_with_delimiter_async(self._objects, self._key("manifest") + "/")
+        return bool((await self._ask(listing))["objects"])
 
     def _key(self, name: str) -> str:
         return f"{self._url.key_prefix}{name}"

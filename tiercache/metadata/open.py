@@ -18,7 +18,7 @@ _SPELLING = (
     "gs://bucket/prefix or file:///directory"
 )
 # What every object store and SlateDB spell alike.
-_PREFIX = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
+_PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?=.)|$))+")
 
 
 async def open_metadata(

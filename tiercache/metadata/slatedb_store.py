@@ -48,6 +48,8 @@ install_fast_bytes()
 
 # After a failure the next calls fail at once for so long, instead of each waiting its deadline.
 HOLD_OFF_S = 1.0
+# Two agents that take over at once may each fence the other while it opens.
+OPEN_ATTEMPTS = 5
 # One call of the library brings about so much of a scan.
 SCAN_BYTES = 4 * 1024 * 1024
 SCAN_PAIRS_FIRST = 64
@@ -149,6 +151,8 @@ class SlateStore:
             async with store._bounded():
                 if not read_only:
                     await tier.claim(store._token)
+                elif not await tier.holds_database():
+                    raise no_store_here(url)
                 await store._open()
         except BaseException:
             await store.close()
@@ -378,27 +382,38 @@ class SlateStore:
             access = await self._tier.access()
         except TiercacheError as error:
             raise error if not self._identity else self._unavailable(error.message) from error
-        try:
-            db = await self._build(access)
-        except slate.Error as error:
-            raise await self._not_opened(error) from error
+        for _ in range(OPEN_ATTEMPTS):
+            try:
+                db = await self._build(access)
+                await self._learn(db)
+            except slate.Error as error:
+                if not _is_fenced(error):
+                    raise self._not_opened(error) from error
+                # By one that found, or will find, that it is not the owner.
+                await self._require_owner()
+            else:
+                self._db = db
+                return
+        raise self._unavailable("other agents open the store all the time")
+
+    async def _learn(self, db: Any) -> None:
         try:
             if not self._read_only:
                 # Who took over while we were opening has been fenced by that, and opens again.
                 await self._require_owner()
             identity = await self._identify(db)
             if self._identity not in ("", identity):
-                raise FormatError("another metadata store lies here now", path=self._url)
+                raise FormatError(
+                    "another metadata store lies here now",
+                    path=self._url,
+                    remedy="restart the agent to use it",
+                )
             stored = await db.get_with_options(SEQUENCE_KEY, _DURABLE)
-        except slate.Error as error:
-            self._discard(db)
-            raise self._unavailable(_said(error)) from error
         except BaseException:
             self._discard(db)
             raise
         self._identity = identity
         self._sequence = self._written = decode_sequence(stored)
-        self._db = db
 
     async def _build(self, access: Any) -> Any:
         if self._read_only:
@@ -410,10 +425,8 @@ class SlateStore:
         builder.with_settings(_settings())
         return await builder.build()
 
-    async def _not_opened(self, error: Any) -> TiercacheError:
+    def _not_opened(self, error: Any) -> TiercacheError:
         if isinstance(error, slate.Error.Data):
-            if self._read_only:
-                return no_store_here(self._url)
             return FormatError(_said(error), path=self._url, remedy="name another prefix")
         return self._unavailable(_said(error))
 
@@ -459,7 +472,7 @@ class SlateStore:
             return self._unavailable(_said(error))
         if error.reason == slate.CloseReason.CLEAN:  # by another call, which failed
             return self._unavailable(self._failure)
-        if error.reason == slate.CloseReason.FENCED:
+        if _is_fenced(error):
             try:
                 await self._require_owner()
             except TiercacheError as found:
@@ -496,6 +509,10 @@ class SlateStore:
                     await db.shutdown_with_options(slate.CloseOptions(flush_type=None))
         except (slate.Error, TimeoutError):
             return
+
+
+def _is_fenced(error: Any) -> bool:
+    return isinstance(error, slate.Error.Closed) and error.reason == slate.CloseReason.FENCED
 
 
 def _said(error: Any) -> str:

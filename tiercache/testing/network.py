@@ -38,8 +38,9 @@ class Fault:
     lose_answer: bool = False
     """Let the server carry the request out, then drop the connection instead of answering."""
     ignore_if_match: bool = False
-    """Strip ``If-Match``, as of a server that ignores it. Its signature goes too, so the server
-    must let anyone read: moto, fake-gcs, or SeaweedS3 with a bucket named ``open-…``."""
+    """Strip ``If-Match`` and ``If-None-Match``, as of a server that ignores them. The signature
+    goes too, so the server must let anyone in: moto, fake-gcs, or, to read, SeaweedS3 with a
+    bucket named ``open-…``."""
     reset_after_bytes: int | None = None
     """Reset the connection after this many body bytes of the answer (0: after its head)."""
     truncate_after_bytes: int | None = None

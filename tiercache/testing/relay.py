@@ -82,7 +82,7 @@ class Relay:
         if upstream is None or not self.needs_server:
             return await self._answer_ourselves()
         if self.fault.ignore_if_match:
-            await upstream.send(self._head.without("if-match", "authorization"))
+            await upstream.send(self._head.without("if-match", "if-none-match", "authorization"))
         else:
             await upstream.send(self._head.raw)
         if not self._head.has_body():
