@@ -155,6 +155,42 @@ class FileExtent(msgspec.Struct, frozen=True):
     length: int
 
 
+class MissingObject(msgspec.Struct, frozen=True):
+    """An object of which an outage would leave ``cached_bytes``."""
+
+    path: str
+    size_bytes: int
+    cached_bytes: int
+
+
+class Autarky(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a job over ``path`` would survive an outage that begins now.
+
+    ``missing`` objects are not wholly cached, by ``missing_bytes``, and would take about
+    ``fetch_s`` at ``bytes_per_s``, which ``is_measured`` or an assumption. ``unlisted``
+    directories were never listed, so nobody knows what is missing there. ``refused`` says which
+    mounts serve nothing that they cannot ask for. ``evictable`` objects are cached and not
+    pinned: they survive unless something else is fetched meanwhile. ``missing_objects`` and
+    ``unlisted_paths`` are the first of them.
+    """
+
+    path: str
+    survives: bool
+    objects: int
+    size_bytes: int
+    missing: int
+    missing_bytes: int
+    missing_objects: tuple[MissingObject, ...]
+    unlisted: int
+    unlisted_paths: tuple[str, ...]
+    refused: tuple[str, ...]
+    evictable: int
+    evictable_bytes: int
+    fetch_s: float
+    bytes_per_s: int
+    is_measured: bool
+
+
 class JobState(StrEnum):
     """``paused``: an endpoint is offline; the job goes on by itself when it is back."""
 

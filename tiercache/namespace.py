@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, overload
 import msgspec
 
 from tiercache import records, wire
+from tiercache.client.autarky import survey
 from tiercache.client.file import ReadFile, WriteFile
 from tiercache.client.job import Job
 from tiercache.client.reader import Reader
@@ -24,7 +25,7 @@ from tiercache.client.spans import clamp
 from tiercache.client.stats import frozen_stat, known_stat
 from tiercache.compose import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
-from tiercache.model import Entry, FileExtent, Kind, Listing, Stat
+from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
@@ -502,6 +503,12 @@ class Namespace:
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of an object's last known version are on the device."""
         return self.reader().cached_bytes(path)
+
+    def autarky(self, path: str, *, shown: int | None = 20) -> Autarky:
+        """Return whether a job over the path would survive an outage that begins now, with the
+        names of the first ``shown`` that would be missing, or of all (None). Asks no origin."""
+        endpoints = self.status()["endpoints"]
+        return survey(path, self.client.index, self.client.resolver, endpoints, shown=shown)
 
     def status(self) -> Mapping[str, Any]:
         """Return the agent's status document (docs/operations.md)."""

@@ -44,6 +44,9 @@ AGENT = {
     "stop": Command("agent:stop", "Ask the agent to leave, and wait until it has."),
     "status": Command("agent:status", "Say whether an agent runs; exit 3 where none does."),
 }
+AUTARKY = {
+    "check": Command("autarky:check", "Say whether a job would survive an outage."),
+}
 CONFIGURATION = {
     "show": Command("config:show", "Print the configuration in force."),
     "path": Command("config:path", "Print the files that configuration is read from."),
@@ -72,6 +75,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "unpin": Command("residency:unpin", "Undo pin."),
     "evict": Command("residency:evict", "Drop cached bytes; the origin is not touched."),
     "invalidate": Command("residency:invalidate", "Forget how fresh names are."),
+    "autarky": ("Prepare for outages.", AUTARKY),
     "status": Command("status:status", "Show cache, mounts, origins, jobs and clients."),
     "agent": ("Run, start, stop and watch the agent.", AGENT),
     "mount": Command("mount:mount", "Show the mounts and whether their origins answer."),

@@ -6,7 +6,7 @@ from tiercache import records
 from tiercache.model import CHUNK_PAGES, PAGE_BYTES
 from tiercache.policy.pages import count_pages, has_page, page_count
 from tiercache.ports import IndexReader
-from tiercache.records import BITMAP_BYTES
+from tiercache.records import BITMAP_BYTES, ObjectRecord
 
 
 def cached_bytes(index: IndexReader, digest: bytes) -> int:
@@ -14,7 +14,11 @@ def cached_bytes(index: IndexReader, digest: bytes) -> int:
     raw = index.get(records.object_key(digest))
     if raw is None:
         return 0
-    record = records.decode_object(raw)
+    return present_bytes(index, records.decode_object(raw))
+
+
+def present_bytes(index: IndexReader, record: ObjectRecord) -> int:
+    """Return the bytes present of a version."""
     if record.packed or not record.data_id:
         return record.size_bytes if record.packed else 0
     count = page_count(record.size_bytes)

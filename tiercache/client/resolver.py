@@ -10,7 +10,7 @@ from tiercache.client.frozen import Frozen, FrozenNames
 from tiercache.errors import ConfigError, IsADirectory, NotFound
 from tiercache.policy import snapshots
 from tiercache.policy.mounts import MountTable
-from tiercache.policy.urls import identity
+from tiercache.policy.urls import endpoint_name, identity
 from tiercache.records import ObjectRecord
 from tiercache.settings import MountSettings, ProfileSettings
 
@@ -81,6 +81,16 @@ class Resolver:
             self._identities[mount.path] = origin
         digest = records.name_hash(origin, resolved.key)
         return Name(mount, origin, resolved.key, resolved.path, digest)
+
+    def endpoint(self, path: str) -> str:
+        """Return the name of the server behind a path, empty where there is no single one."""
+        inside = self.in_snapshot(path)
+        try:
+            resolved = self.table.resolve(path if inside is None else inside[1])
+        except (NotFound, IsADirectory):
+            return ""
+        profile = self._profiles[resolved.mount.profile]
+        return endpoint_name(resolved.origin, profile, account=profile.environment_account)
 
     def in_snapshot(self, path: str) -> tuple[Frozen, str] | None:
         """Return the snapshot that a path lies in, and the namespace path there; None for none.

@@ -260,10 +260,11 @@ class _Translated:
                     "permission denied", path=self._url, remedy="give the agent's user the rights"
                 ) from error
             case OSError() if not isinstance(error, TiercacheError):
+                # Of a full file system LMDB says EIO, where it wrote a part.
                 raise MetadataUnavailable(
                     f"the volume failed: {error.strerror}",
                     path=self._url,
-                    remedy="look at the volume with dmesg",
+                    remedy="look at the volume with df and dmesg",
                 ) from error
 
 
