@@ -128,6 +128,22 @@ def rig_of(server: ObjectServer, bucket: str, directory: Path) -> Iterator[Rig]:
             rig.close_all()
 
 
+def config_file(rig: Rig, settings: Settings) -> Path:
+    """Write settings of this rig as a configuration file for the command."""
+    (mount,), profile = settings.mounts, settings.profiles["rig"]
+    path = rig.directory / "config.toml"
+    path.write_text(
+        f'[cache]\ndir = "{settings.cache.dir}"\ncapacity = "512MiB"\n'
+        f'[[mount]]\npath = "{mount.path}"\norigin = "{mount.origin}"\nprofile = "rig"\n'
+        f'ttl = "{mount.ttl_s}s"\n[profile.rig]\nendpoint = "{profile.endpoint}"\n'
+        f'region = "{profile.region}"\naddressing = "{profile.addressing}"\n'
+        f'connect_timeout = "{profile.connect_timeout_s}s"\n'
+        f'request_timeout = "{profile.request_timeout_s}s"\n'
+        f'deadline = "{profile.deadline_s}s"\n[agent]\nidle_timeout = "5s"\n'
+    )
+    return path
+
+
 def no_agent(settings: Settings) -> bool:
     return not agent_pids(settings)
 

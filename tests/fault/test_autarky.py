@@ -4,6 +4,7 @@ what is missing, and everything heals by itself."""
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -18,9 +19,11 @@ import msgspec
 import pytest
 
 from tests.fault.cache_rig import ROOT
-from tests.fault.origin_rig import Rig, eventually, kill_agent, rig_of
+from tests.fault.origin_rig import Rig, config_file, eventually, kill_agent, rig_of
 from tests.fault.training_loop import Plan
+from tiercache.cli.program import run
 from tiercache.errors import OriginUnavailable
+from tiercache.fs import TierCacheFileSystem
 from tiercache.model import JobState, Kind
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
@@ -156,8 +159,11 @@ def test_misses_fail_at_once_and_say_what_is_missing(rig: Rig) -> None:
     assert ns.read("/m/big.bin") == BIG
 
 
-def test_a_listing_that_was_never_whole_is_partial(rig: Rig) -> None:
-    ns = rig.namespace(ttl_s=0.2)
+def test_a_listing_that_was_never_whole_is_partial(
+    rig: Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = rig.settings(ttl_s=0.2)
+    ns = rig.open(settings)
     ns.read("/m/dir/small.bin")
     ns.read("/m/dir/sub/deep.bin", 0, 10)
     ns.list("/m/dir/sub")
@@ -181,6 +187,24 @@ def test_a_listing_that_was_never_whole_is_partial(rig: Rig) -> None:
     assert not again.partial and again.stale and again == whole
     with pytest.raises(OriginUnavailable, match="nothing is known"):
         ns.list("/m/never")
+    # fsspec has no room for the mark, and who copies wants all.
+    fs = TierCacheFileSystem()
+    fs.namespace = ns
+    with pytest.raises(OriginUnavailable, match="never listed whole"):
+        fs.find("/m/dir")
+    assert fs.ls("/m/dir/sub", detail=False) == ["/m/dir/sub/deep.bin"]
+    command = ["--config", str(config_file(rig, settings))]
+    assert run([*command, "ls", "/m/dir"]) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == ["small.bin", "sub/"] and "/m/dir: partial:" in said.err
+    assert run([*command, "ls", "--json", "/m/dir/sub", "/m/dir"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(one["name"], one["partial"]) for one in listed] == [
+        ("deep.bin", False), ("small.bin", True), ("sub", True),
+    ]  # fmt: skip
+    assert run([*command, "get", "/m/dir", str(rig.directory / "copy")]) == 5
+    assert run([*command, "status"]) == 0
+    assert "offline" in capsys.readouterr().out
     online(rig, ns)
     eventually(lambda: not ns.list("/m/dir").partial, what="whole again")
     assert len(ns.list("/m")) == 3

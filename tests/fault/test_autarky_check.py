@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fault.origin_rig import MOUNT, Rig, eventually, rig_of
+from tests.fault.origin_rig import MOUNT, Rig, config_file, eventually, rig_of
 from tiercache import records
 from tiercache.client.autarky import survey
 from tiercache.client.frozen import FrozenNames
@@ -199,16 +199,7 @@ def test_a_hundred_thousand_names_are_checked_from_the_index_alone(tmp_path: Pat
 def test_the_command(rig: Rig) -> None:
     settings = rig.settings(ttl_s=0.2)
     ns = rig.open(settings, embedded=False)
-    config = rig.directory / "config.toml"
-    mount, profile = settings.mounts[0], settings.profiles["rig"]
-    config.write_text(
-        f'[cache]\ndir = "{settings.cache.dir}"\ncapacity = "512MiB"\n'
-        f'[[mount]]\npath = "{mount.path}"\norigin = "{mount.origin}"\nprofile = "rig"\n'
-        f'ttl = "0.2s"\n[profile.rig]\nendpoint = "{profile.endpoint}"\n'
-        f'region = "{profile.region}"\naddressing = "{profile.addressing}"\n'
-        'connect_timeout = "0.3s"\nrequest_timeout = "0.7s"\ndeadline = "2s"\n'
-        '[agent]\nidle_timeout = "5s"\n'
-    )
+    config = config_file(rig, settings)
 
     def tiercache(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(

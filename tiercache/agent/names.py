@@ -144,9 +144,17 @@ class Names:
         names lie below it. Raises OriginUnavailable that says what is missing."""
         if not may_serve_stale(located.mount, Kind.FILE):
             raise refused_by_mount(located, error) from error
-        if not await self._offline.is_directory(located):
+        known = await self._offline.find(located)
+        if known is None:
             raise unknown_name(located, error) from error
-        record = self._new_record(located, Kind.DIRECTORY, None, -inf)
+        if isinstance(known, Kind):
+            record = self._new_record(located, known, None, -inf)
+        else:
+            entry, source = known
+            info = ObjectInfo(located.key, entry.size_bytes, entry.token, entry.mtime_s)
+            record = self._of_part(located, Kind.FILE, info, source)
+            self._index.put_object(located.digest, record)
+        self.pending.add(located)
         return self._found(record, self._clock.now() + STALE_RETRY_S, stale=True)
 
     async def _revalidate(self, located: Located, recursive: bool | None) -> None:
@@ -179,7 +187,8 @@ class Names:
         """Return what may be served, marked stale, while the origin does not answer."""
         record = self._index.get_object(located.digest)
         if record is None:
-            return self._known_by_listing(located)
+            # Listings are long to search: an outage that lasts has them ready (``OfflineNames``).
+            return None if is_offline(located.origin) else self._known_by_listing(located)
         return record if may_serve_stale(located.mount, record.kind) else None
 
     def _known_by_listing(self, located: Located) -> ObjectRecord | None:
@@ -431,21 +440,10 @@ class Names:
         """Return the names known below a directory that was never listed whole. Raises
         OriginUnavailable where there are none."""
 
-        found = await self._offline.below(name)
-        if found is None:
+        part = await self._offline.below(located.origin, name)
+        if part is None:
             raise unknown_name(located, error) from error
-        oldest = found.oldest
-        part = ListingPart(
-            origin=name.origin,
-            prefix=name.prefix,
-            recursive=name.recursive,
-            parts=1,
-            validated_s=oldest.validated_s,
-            boot=oldest.boot,
-            entries=found.entries,
-        )
-        validated_s = self._validated_s(oldest)
-        return Listing(validated_s, stale=True, partial=True, parts=(part,))
+        return Listing(self._validated_s(part), stale=True, partial=True, parts=(part,))
 
     def _known_part(self, located: Located, recursive: bool) -> ListingPart | None:
         """Return the first part of the last listing known, or of one that follows from what is

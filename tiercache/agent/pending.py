@@ -14,6 +14,8 @@ from tiercache.ports import Endpoint
 # An outage may leave a whole data set to be asked for: a few requests at a time leave the network
 # to readers. At 25 ms a HEAD eight ask for 320 names a second.
 DRAIN_IN_FLIGHT = 8
+# After a round that an origin has put off or broken off.
+RETRY_S = 1.0
 # ~500 B each. Names beyond are asked for at their next use, as all are without this.
 KEPT_NAMES = 1 << 15
 

@@ -41,20 +41,23 @@ def ls(
     human: Annotated[bool, HUMAN] = False,
     as_document: Annotated[bool, JSON] = False,
 ) -> int:
-    """List directories; the mounts where no path is given. Directories end in "/"."""
+    """List directories; the mounts where no path is given. Directories end in "/".
+
+    While an origin is offline a directory that was never listed whole shows the names that are
+    known, and standard error says so."""
     tally = session.tally(ctx)
-    everything: list[Named] = []
+    documents: list[dict[str, Any]] = []
     wanted = session.checked_paths(paths or ["/"])
     with session.namespace(ctx) as namespace:
         for path in wanted:
             with tally.item():
-                found = listed(namespace, path, recursive=recursive)
+                found = listed(namespace, path, recursive=recursive, may_be_partial=True)
                 if as_document:
-                    everything += found
+                    documents += [as_json(named) | {"partial": found.partial} for named in found]
                 else:
                     _print_listing(path if len(wanted) > 1 else "", found, long, human)
     if as_document:
-        out_json([as_json(named) for named in everything])
+        out_json(documents)
     return tally.code
 
 
@@ -194,7 +197,7 @@ def _usage(namespace: Namespace, path: str, summarize: bool) -> dict[str, Usage]
     """Return sums by directory, the deepest first and the path itself last."""
     top = Usage()
     below: dict[str, Usage] = {}
-    for named in listed(namespace, path, recursive=True):
+    for named in listed(namespace, path, recursive=True, may_be_partial=True):
         if not named.is_file:
             continue
         cached = namespace.cached_bytes(named.path)
@@ -249,7 +252,8 @@ def find(
     with session.namespace(ctx) as namespace:
         for path in session.checked_paths(paths or ["/"]):
             with tally.item():
-                found = with_directories(listed(namespace, path, recursive=True), path)
+                names_below = listed(namespace, path, recursive=True, may_be_partial=True)
+                found = with_directories(names_below, path)
                 matching = (n for n in found if names.matches(n.relative))
                 everything += _of_kind_and_size(matching, kind, sizes)
     if as_document:

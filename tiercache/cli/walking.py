@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tiercache.cli.output import say
 from tiercache.model import Entry, Kind
 from tiercache.units import format_bytes
 
@@ -34,17 +35,40 @@ def base_name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def listed(namespace: Namespace, path: str, *, recursive: bool) -> list[Named]:
-    """Return what a directory holds, or the one object that the path is. Raises NotFound."""
+class Names(list[Named]):
+    """What a directory holds; ``partial`` where only some of it is known."""
+
+    partial = False
+
+
+def listed(
+    namespace: Namespace, path: str, *, recursive: bool, may_be_partial: bool = False
+) -> Names:
+    """Return what a directory holds, or the one object that the path is. What is known of a
+    directory in part is said on standard error, or raises OriginUnavailable where a part will
+    not do. Raises NotFound."""
     found = namespace.stat(path)
     if found.is_file:
         name = base_name(path)
         entry = Entry(name, Kind.FILE, found.size_bytes, found.version, found.mtime_s)
-        return [Named(path, name, entry)]
-    return [
-        Named(join(path, entry.name), entry.name, entry)
-        for entry in namespace.list(path, recursive)
-    ]
+        return Names([Named(path, name, entry)])
+    entries = namespace.list(path, recursive)
+    if entries.partial:
+        warn_of_partial(path, raises=not may_be_partial)
+    names = Names(Named(join(path, entry.name), entry.name, entry) for entry in entries)
+    names.partial = entries.partial
+    return names
+
+
+def warn_of_partial(path: str, *, raises: bool) -> None:
+    from tiercache.errors import OriginUnavailable
+
+    cause = "the directory was never listed whole, and its origin is offline"
+    if raises:
+        raise OriginUnavailable(
+            cause, path=path, remedy="tiercache status says since when; ls shows what is known"
+        )
+    say(f"tiercache: {path}: partial: {cause}; there may be other names")
 
 
 def with_directories(found: list[Named], path: str) -> list[Named]:

@@ -328,7 +328,10 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
         return infos if detail else [info["name"] for info in infos]
 
     def _list(self, path: str, *, recursive: bool, refresh: bool = False) -> list[Info] | None:
-        """Return what is below a directory, or None where there is no directory of this name."""
+        """Return what is below a directory, or None where there is no directory of this name.
+
+        fsspec has no room for a mark, and a part taken for the whole would be trained on: so a
+        partial listing raises OriginUnavailable."""
         if path == paths.ROOT and not self.namespace.settings.mounts:
             return []
         below = path if path == paths.ROOT else path + "/"
@@ -336,6 +339,12 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
             entries = self.namespace.list(below, recursive, refresh=refresh)
         except NotFound:
             return None
+        if entries.partial:
+            raise OriginUnavailable(
+                "the directory was never listed whole, and its origin is offline",
+                path=path,
+                remedy="Namespace.list returns what is known, marked partial",
+            )
         return [entry_info(below + entry.name, entry) for entry in entries]
 
     def walk(

@@ -68,6 +68,7 @@ class Endpoint:
         self._shown = EndpointState.ONLINE
         self._shown_s = clock.now()
         self._in_flight = 0
+        self._heard_s = 0.0  # the same, of answers that put off too
         self._asked_s = 0.0  # when the first request was sent that is not answered
         self._reads: set[asyncio.Task[object]] = set()  # ended early when it goes offline
         self._cut: set[asyncio.Task[object]] = set()
@@ -126,7 +127,7 @@ class Endpoint:
     def request(self, *, is_read: bool) -> Iterator[None]:
         """Around one request: it is watched, and a read ends with OriginUnavailable when the
         endpoint goes offline. The caller says how the request ended."""
-        if self._asked_s <= self.answered_s or not (self._in_flight or self.state.failure_count):
+        if self._asked_s <= self._heard_s or not (self._in_flight or self.state.failure_count):
             self._asked_s = self._clock.now()
         self._in_flight += 1
         self._watch()
@@ -153,7 +154,7 @@ class Endpoint:
 
     def answered(self) -> None:
         """Note an answer that was one: not "come back later"."""
-        self.answered_s = self._clock.now()
+        self.answered_s = self._heard_s = self._clock.now()
         if self.state is not breaker.HEALTHY:
             self.succeeded()
 
@@ -163,9 +164,9 @@ class Endpoint:
         self._observe()
 
     def throttled(self, error: Throttled) -> None:
-        """Note an answer that puts off: there is somebody."""
+        """Note an answer that puts off: there is somebody, who answers nothing."""
         self._note(error)
-        self.answered_s = self._clock.now()
+        self._heard_s = self._clock.now()
         self.succeeded()
 
     def failed(self, error: OriginUnavailable) -> None:
@@ -286,7 +287,7 @@ class Endpoint:
         """Return since when nothing has been heard that was asked for."""
         if not self._in_flight and not self.state.failure_count:
             return self._clock.now()
-        return max(self._asked_s, self.answered_s)
+        return max(self._asked_s, self._heard_s)
 
     def _probe_due(self) -> bool:
         now_s = self._clock.now()
@@ -327,7 +328,7 @@ class Endpoint:
 
     def _probe_failed(self, error: OriginUnavailable, silent_since_s: float) -> None:
         self._failed(error)
-        if self.answered_s <= silent_since_s:
+        if self._heard_s <= silent_since_s:
             was_offline = self.is_offline
             self.state = breaker.silent(
                 self.state, self._clock.now(), since_s=silent_since_s, policy=self._policy
