@@ -35,11 +35,10 @@ from tiercache.fs.files import (
     ReadHandle,
     TextHandle,
     WriteHandle,
-    file_info,
-    stat_info,
 )
+from tiercache.fs.infos import Info, directory_info, entry_info, info_of, refuse_partial
 from tiercache.fs.options import Table, settings_of, shared_namespace
-from tiercache.model import Entry, Kind, Stat
+from tiercache.model import Kind, Stat
 from tiercache.namespace import Namespace
 from tiercache.ports import Buffer
 
@@ -47,7 +46,6 @@ from tiercache.ports import Buffer
 COPY_BYTES = 8 << 20
 
 WriteMode = Literal["overwrite", "create"]
-Info = dict[str, Any]
 
 
 class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
@@ -328,10 +326,7 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
         return infos if detail else [info["name"] for info in infos]
 
     def _list(self, path: str, *, recursive: bool, refresh: bool = False) -> list[Info] | None:
-        """Return what is below a directory, or None where there is no directory of this name.
-
-        fsspec has no room for a mark, and a part taken for the whole would be trained on: so a
-        partial listing raises OriginUnavailable."""
+        """Return what is below a directory, or None where there is no directory of this name."""
         if path == paths.ROOT and not self.namespace.settings.mounts:
             return []
         below = path if path == paths.ROOT else path + "/"
@@ -339,12 +334,7 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
             entries = self.namespace.list(below, recursive, refresh=refresh)
         except NotFound:
             return None
-        if entries.partial:
-            raise OriginUnavailable(
-                "the directory was never listed whole, and its origin is offline",
-                path=path,
-                remedy="Namespace.list returns what is known, marked partial",
-            )
+        refuse_partial(entries, path)
         return [entry_info(below + entry.name, entry) for entry in entries]
 
     def walk(
@@ -588,20 +578,3 @@ def _copy_out(source: ReadHandle, target: Any, callback: Callback) -> None:
     while count := source.readinto(buffer) if source.size else 0:
         target.write(buffer[:count])
         callback.relative_update(count)
-
-
-def info_of(path: str, known: Stat) -> Info:
-    """Return fsspec's description of a path."""
-    if known.kind is Kind.DIRECTORY:
-        return directory_info(path)
-    return stat_info(known)
-
-
-def directory_info(path: str) -> Info:
-    return {"name": path, "size": 0, "type": "directory"}
-
-
-def entry_info(path: str, entry: Entry) -> Info:
-    if entry.kind is Kind.DIRECTORY:
-        return directory_info(path)
-    return file_info(path, size=entry.size_bytes, version=entry.token, mtime_s=entry.mtime_s)

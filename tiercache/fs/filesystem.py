@@ -16,12 +16,11 @@ from tiercache.errors import IsADirectory, NotFound
 from tiercache.fs import paths
 from tiercache.fs.direct import (
     DirectFileSystem,
-    Info,
     WriteMode,
-    info_of,
     raise_unavailable,
 )
 from tiercache.fs.files import INLINE_BYTES, AsyncHandle
+from tiercache.fs.infos import Info, info_of
 from tiercache.fs.threads import in_thread
 from tiercache.model import Kind, Stat
 from tiercache.ports import Buffer
