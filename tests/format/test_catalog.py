@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.format.catalog_examples import EXAMPLES
 from tests.format.golden import golden
 from tiercache import catalog, records
+from tiercache.agent import projection
 from tiercache.catalog import (
     CatalogListing,
     CatalogRecord,
@@ -21,6 +22,7 @@ from tiercache.catalog import (
     SnapshotRecord,
 )
 from tiercache.errors import FormatError
+from tiercache.metadata import bookkeeping
 from tiercache.model import Entry, Kind
 from tiercache.records import JobRecord, PinRecord
 
@@ -61,6 +63,23 @@ def test_a_record_is_the_array_that_the_document_draws(name: str) -> None:
     if inner:
         assert re.findall(r"`(\w+)`", inner) == list(SnapshotObject.__struct_fields__)
         assert [len(each) for each in values[0]] == [len(SnapshotObject.__struct_fields__)] * 2
+
+
+def test_what_belongs_to_one_store() -> None:
+    identity = "00112233445566778899aabbccddeeff"
+    assert (bookkeeping.FORMAT_KEY, bookkeeping.SEQUENCE_KEY) == (b"\0format", b"\0seq")
+    assert bookkeeping.encode_format(identity).hex() == "01" + identity
+    assert bookkeeping.decode_format(bytes.fromhex("01" + identity), path="") == identity
+    for refused in (None, b"", b"\x01", bytes.fromhex("02" + identity)):
+        with pytest.raises(FormatError):
+            bookkeeping.decode_format(refused, path="")
+    assert bookkeeping.encode_sequence(258).hex() == "0000000000000102"
+    writer = projection.WriterRecord("0badcafe0badcafe", 258)
+    raw = bytes.fromhex("01" + "92" + "b0" + b"0badcafe0badcafe".hex() + "cd0102")
+    assert projection.WRITER_KEY == catalog.WRITER_KEY == b"w"
+    assert projection.encode_writer(writer) == raw
+    assert projection.decode_writer(raw) == writer
+    assert projection.decode_writer(b"\x02" + raw[1:]) is None
 
 
 def test_keys_of_parts() -> None:
