@@ -35,7 +35,6 @@ from tiercache.model import Entry, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.globs import GlobFilter
 
-LIVE = "live"
 # What verify reads at a time, and how many objects at once: disk and checksum overlap.
 READ_BYTES = 8 << 20
 VERIFY_THREADS = 4
@@ -390,7 +389,7 @@ class Snapshots:
         lists the paths of ``before`` at their origins now. An object has changed where its version
         has. Raises NotFound, and OriginUnavailable where a listing would be an old one."""
         old = self.get(before)
-        new = self._live(old.record) if after == LIVE else self.get(after).objects()
+        new = self._live(old.record) if after == snapshots.LIVE else self.get(after).objects()
         return _changes(old.objects(), new)
 
     def _live(self, record: SnapshotRecord) -> Iterator[SnapshotObject]:

@@ -75,25 +75,30 @@ class Freezing:
             for source in [*self._mounts.below(path), path]:
                 if source == path and self._mounts.is_virtual(path):
                     continue
-                async for batch in self._source(source, above=path):
-                    yield await self._frozen(batch)
+                located = self._mounts.locate(source)
+                above = located.path if source == path else path
+                async for batch in self._source(located, above=above):
+                    yield await self._frozen(located, batch)
 
-    async def _frozen(self, batch: list[SnapshotObject]) -> list[SnapshotObject]:
+    async def _frozen(self, located: Located, batch: list[SnapshotObject]) -> list[SnapshotObject]:
         self.objects += len(batch)
         self.size_bytes += sum(one.size_bytes for one in batch)
         if not self._spec.checksums or self._spec.dry_run:
             return batch
-        return await _gathered(self._with_checksum(one) for one in batch)
+        return await _gathered(
+            self._with_checksum(self._mounts.sibling(located, one.key), one) for one in batch
+        )
 
     # -- names ------------------------------------------------------------------------------
 
-    async def _source(self, path: str, *, above: str) -> AsyncIterator[list[SnapshotObject]]:
-        """Yield what one mount shows at and below a path; ``above`` is what the globs apply to."""
-        located = self._mounts.locate(path)
+    async def _source(self, located: Located, *, above: str) -> AsyncIterator[list[SnapshotObject]]:
+        """Yield what one mount shows at and below a name; the globs apply to paths below
+        ``above``."""
+        path = located.path
         looked = await self._names.lookup(located, revalidate=True)
         _refuse_stale(looked, path)
         if looked.kind is Kind.FILE:
-            yield [_object(located.origin.url, located.key, located.path, looked)]
+            yield [_object(located.origin.url, located.key, path, looked)]
             return
         if looked.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=path)
@@ -153,8 +158,7 @@ class Freezing:
 
     # -- checksums --------------------------------------------------------------------------
 
-    async def _with_checksum(self, one: SnapshotObject) -> SnapshotObject:
-        located = self._mounts.locate(one.path)
+    async def _with_checksum(self, located: Located, one: SnapshotObject) -> SnapshotObject:
         self._know(located, one)
         target = Target(
             origin=located.origin,

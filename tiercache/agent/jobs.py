@@ -355,8 +355,12 @@ class Jobs:
             if not relative or job.globs.matches(relative):
                 job.listed += 1
                 job.listed_bytes += one.size_bytes
-                located = self._frozen.locate(one)
                 entry = Entry(relative, Kind.FILE, one.size_bytes, one.token, one.mtime_s)
+                try:
+                    located = self._frozen.locate(one)
+                except TiercacheError as error:
+                    job.note_error(one.path, error)
+                    continue
                 yield _Item(located, entry, name)
 
     async def _expand_one(self, job: _Job, path: str) -> AsyncIterator[_Item]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 
+import msgspec
+
 from tiercache import catalog, wire
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
@@ -131,9 +133,13 @@ class Snapshots:
         return job_id.startswith(JOB_PREFIX)
 
     async def create(self, spec: wire.SnapshotCreate) -> JobProgress:
-        """Begin to make one. Raises AlreadyExists, ConfigError."""
-        snapshots.check_name(spec.name)
-        _check_paths(spec.paths)
+        """Begin to make one. Raises AlreadyExists, ConfigError, NotFound (nothing is mounted)."""
+        if snapshots.check_name(spec.name) == snapshots.LIVE:
+            raise ConfigError("this name stands for what there is now", path=spec.name)
+        # As the namespace spells them: a URL may be one of a mount.
+        paths = tuple(map(self._spelt, spec.paths))
+        _check_paths(paths)
+        spec = msgspec.structs.replace(spec, paths=paths)
         if not spec.dry_run:
             self._check_free(spec)
             self._making.add(spec.name)
@@ -144,6 +150,11 @@ class Snapshots:
             del self._jobs[old]
         job.task = asyncio.create_task(self._run(job))
         return job.progress()
+
+    def _spelt(self, path: str) -> str:
+        if snapshots.split(path):
+            raise ConfigError("a snapshot is not made of another", path=path)
+        return path if self._mounts.is_virtual(path) else self._mounts.locate(path).path
 
     def _check_free(self, spec: wire.SnapshotCreate) -> None:
         if spec.name in self._making:
@@ -420,12 +431,9 @@ def _span(located: Located, known: Entry | SnapshotObject) -> wire.FrozenSpan:
 
 
 def _check_paths(paths: tuple[str, ...]) -> None:
-    """Raises ConfigError for no path, one twice, one inside another, or one in a snapshot."""
+    """Raises ConfigError for no path, one twice, or one inside another."""
     if not paths:
         raise ConfigError("a snapshot is made of one path at least")
-    for path in paths:
-        if snapshots.split(path):
-            raise ConfigError("a snapshot is not made of another", path=path)
     named = {path.rstrip("/") for path in paths}
     if len(named) < len(paths):
         raise ConfigError("a path of the snapshot is named twice", path=" ".join(paths))

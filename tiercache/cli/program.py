@@ -61,6 +61,15 @@ METADATA = {
     "rebuild": Command("metadata_agent:rebuild", "Learn names anew from the origins."),
     "status": Command("metadata_agent:status", "Show how the agent and its store get along."),
 }
+SNAPSHOT = {
+    "create": Command("snapshot:create", "Freeze names and versions below paths."),
+    "ls": Command("snapshot:ls", "List the snapshots."),
+    "show": Command("snapshot:show", "Show what a snapshot holds."),
+    "diff": Command("snapshot:diff", "Compare two snapshots, or one with what there is now."),
+    "rm": Command("snapshot:rm", "Forget snapshots."),
+    "verify": Command("snapshot:verify", "Read a snapshot and compare its checksums."),
+    "export": Command("snapshot:export", "Write a snapshot as a Parquet file."),
+}
 COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "ls": Command("names:ls", "List directories."),
     "stat": Command("names:stat", "Show what is known of paths."),
@@ -71,6 +80,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "du": Command("names:du", "Sum up bytes, objects and cached bytes."),
     "find": Command("names:find", "Find names by pattern, type and size."),
     "prefetch": Command("prefetch:prefetch", "Fetch everything below paths into the cache."),
+    "snapshot": ("Freeze, compare and verify datasets.", SNAPSHOT),
     "pin": Command("residency:pin", "Never evict what paths name."),
     "unpin": Command("residency:unpin", "Undo pin."),
     "evict": Command("residency:evict", "Drop cached bytes; the origin is not touched."),

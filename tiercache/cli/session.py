@@ -82,9 +82,12 @@ def running_agent(settings: Settings) -> Link | None:
 
 
 def checked_paths(paths: Sequence[str]) -> list[str]:
-    """Return namespace paths or origin URLs; anything else is a usage error."""
+    """Return namespace paths, origin URLs and paths in snapshots; anything else is a usage
+    error."""
+    from tiercache.policy import snapshots
+
     for path in paths:
-        if not path.startswith("/") and "://" not in path:
+        if not path.startswith("/") and "://" not in path and not snapshots.split(path):
             raise typer.BadParameter(
                 f"{path!r} is neither a namespace path nor an origin URL: write /{path}, or "
                 "scheme://bucket/key"

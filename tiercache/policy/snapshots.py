@@ -12,6 +12,8 @@ from tiercache.errors import ConfigError
 
 SUFFIX = "@snapshot"
 ROOT = "/"
+# Instead of a snapshot's name: what the origins list now.
+LIVE = "live"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEAD = re.compile(r"(?:tiercache://|/)?([^/]*)@snapshot(?:/(.*))?", re.DOTALL)
