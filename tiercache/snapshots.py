@@ -6,7 +6,9 @@ the frozen one is not in the cache, StaleHandle says so. docs/snapshots.md tells
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,16 +26,14 @@ from tiercache.client.job import Job
 from tiercache.compose import Client
 from tiercache.errors import (
     CorruptPage,
-    IsADirectory,
     NotFound,
-    OriginUnavailable,
     StaleHandle,
     TiercacheError,
     Unsupported,
+    from_wire,
 )
-from tiercache.model import Entry, Kind, Listing, Stat
+from tiercache.model import JobState, Listing, Stat
 from tiercache.policy import snapshots
-from tiercache.policy.globs import GlobFilter
 
 # What verify reads at a time, and how many objects at once: disk and checksum overlap.
 READ_BYTES = 8 << 20
@@ -368,17 +368,17 @@ class Snapshots:
         inside each other. The job fails where a listing or a request does.
         """
         named = [str(paths)] if isinstance(paths, str | PathLike) else list(paths)
-        request = wire.SnapshotCreate(
-            name=name,
-            paths=tuple(named),
-            include=tuple(include),
-            exclude=tuple(exclude),
-            checksums=checksums,
-            replace=replace,
-            dry_run=dry_run,
+        return self._create(
+            wire.SnapshotCreate(
+                name=snapshots.check_name(name),
+                paths=tuple(named),
+                include=tuple(include),
+                exclude=tuple(exclude),
+                checksums=checksums,
+                replace=replace,
+                dry_run=dry_run,
+            )
         )
-        link = self._namespace.client.link
-        return Job(link, link.request(request, wire.Job).progress)
 
     def remove(self, name: str) -> None:
         """Forget a snapshot; objects and cached bytes stay. Raises NotFound."""
@@ -387,64 +387,27 @@ class Snapshots:
     def diff(self, before: str, after: str) -> Iterator[Change]:
         """Yield what changed between two snapshots, in path order; ``after`` may be "live", which
         lists the paths of ``before`` at their origins now. An object has changed where its version
-        has. Raises NotFound, and OriginUnavailable where a listing would be an old one."""
+        has. Raises NotFound, and OriginUnavailable where an origin cannot be asked."""
         old = self.get(before)
-        new = self._live(old.record) if after == snapshots.LIVE else self.get(after).objects()
-        return _changes(old.objects(), new)
-
-    def _live(self, record: SnapshotRecord) -> Iterator[SnapshotObject]:
-        globs = GlobFilter(record.include, record.exclude)
-        found: dict[str, SnapshotObject] = {}
-        for path in record.paths:
-            for one, relative in self._live_below(path):
-                if not relative or globs.matches(relative):
-                    found[one.path] = one
-        return (found[path] for path in sorted(found))
-
-    def _live_below(self, path: str) -> Iterator[tuple[SnapshotObject, str]]:
+        if after != snapshots.LIVE:
+            yield from _changes(old.objects(), self.get(after).objects())
+            return
+        name = snapshots.SCRATCH + secrets.token_hex(8)
+        record = old.record
+        job = self._create(wire.SnapshotCreate(name, record.paths, record.include, record.exclude))
         try:
-            looked = self._look_up(path)
-        except IsADirectory:
-            looked = None
-        if looked is not None and looked.kind is Kind.FILE:
-            yield _as_frozen(path, looked), ""
-            return
-        if looked is not None and looked.kind is Kind.ABSENT:
-            return
-        listing = self._namespace.list(path.rstrip("/") + "/", True, refresh=True)
-        if listing.stale:
-            raise _old(path)
-        for entry in listing:
-            if entry.kind is not Kind.FILE:
-                continue
-            full = f"{path.rstrip('/')}/{entry.name}"
-            if entry.token:
-                yield _as_frozen(full, entry), entry.name
-                continue
-            looked = self._look_up(full)
-            if looked.kind is Kind.FILE:
-                yield _as_frozen(full, looked), entry.name
+            ended = job.wait()
+            if ended.state is not JobState.DONE:
+                raise from_wire(ended.error_class, ended.message, "", "")
+            yield from _changes(old.objects(), self.get(name).objects())
+        finally:
+            job.cancel()
+            with contextlib.suppress(NotFound):
+                self.remove(name)
 
-    def _look_up(self, path: str) -> wire.Found:
-        found = self._namespace.client.link.request(wire.Lookup(path, True), wire.Found)
-        if found.stale:
-            raise _old(path)
-        return found
-
-
-def _old(path: str) -> OriginUnavailable:
-    return OriginUnavailable("the origin cannot be asked what there is now", path=path)
-
-
-def _as_frozen(path: str, known: Entry | wire.Found) -> SnapshotObject:
-    return SnapshotObject(
-        path=path,
-        origin="",
-        key="",
-        token=known.token,
-        size_bytes=known.size_bytes,
-        mtime_s=known.mtime_s,
-    )
+    def _create(self, request: wire.SnapshotCreate) -> Job:
+        link = self._namespace.client.link
+        return Job(link, link.request(request, wire.Job).progress)
 
 
 def _changes(old: Iterator[SnapshotObject], new: Iterator[SnapshotObject]) -> Iterator[Change]:

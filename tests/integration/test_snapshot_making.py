@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_one_is_not_overwritten_unless_asked(
     with pytest.raises(StaleHandle):
         pickle.loads(pickle.dumps(old))
     assert pickle.loads(pickle.dumps(new)).read("/m/y") == b"too"
-    assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", 1)}
+    first = new.record.first_part
+    assert first != old.record.first_part
+    assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", first)}
     ns.snapshots.remove("v1")
     assert keys(settings) == set()
     with pytest.raises(NotFound):
@@ -118,7 +121,9 @@ def test_a_dry_run_counts_and_keeps_nothing(ns: Namespace, origin: FileOrigin) -
     assert ns.snapshots.list() == []
 
 
-def test_globs_choose_and_live_differences_keep_to_them(ns: Namespace, origin: FileOrigin) -> None:
+def test_globs_choose_and_live_differences_keep_to_them(
+    ns: Namespace, origin: FileOrigin, settings: Settings
+) -> None:
     for key in ("d/a.bin", "d/b.txt", "d/e/c.bin", "d/e/skip.bin"):
         origin.put(key, key.encode())
     job = ns.snapshots.create("v1", "/m/d", include=["*.bin"], exclude=["e/skip*"])
@@ -136,6 +141,9 @@ def test_globs_choose_and_live_differences_keep_to_them(ns: Namespace, origin: F
         ("removed", "/m/d/e/c.bin"),
         ("added", "/m/d/later.bin"),
     ]
+    shutil.rmtree(origin.root / "d")
+    assert {change.kind for change in ns.snapshots.diff("v1", "live")} == {"removed"}
+    assert {key[1:3] for key in keys(settings)} == {b"v1"}  # nothing is left of comparisons
 
 
 def test_two_snapshots_are_compared(ns: Namespace, origin: FileOrigin) -> None:

@@ -333,20 +333,20 @@ def test_parts_that_a_killed_agent_left_are_removed(settings: Settings, origin: 
 
     origin.put("x", b"x")
     with namespace(settings, embedded=True) as ns:
-        make(ns, "v1")
-        make(ns, "v1", replace=True)
+        first = make(ns, "v1").record.first_part
     left = {
         catalog.snapshot_part_key(name, number): b"left"
         for name in ("a", "v1", "v10")
-        for number in (0, 2, 3)
+        for number in (0, 2, first - 1, first + 1)
     }
+    left |= {b"s~0badcafe": b"left", catalog.snapshot_part_key("~0badcafe", 0): b"left"}
     store = LmdbStore(str(Path(settings.cache.dir) / "index.lmdb"))
     store.commit(left)
     store.close()
     with namespace(settings, embedded=True) as ns:
         assert ns.snapshot("v1").read("/m/x") == b"x"
         ns.pin("/m/x")  # a commit
-        assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", 1)}
+        assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", first)}
 
 
 def test_a_cancelled_one_leaves_nothing(

@@ -84,9 +84,11 @@ class Catalog:
         self._open_store = open_store
         self._index = index
         self._clock = clock
-        # Called when the import has brought pins and jobs, for those who hold them in memory
+        # Called when the import has brought pins and jobs, for those who hold them in memory, and
+        # when the index is known to hold all that the store does
         self.imported_pins: Callable[[], None] = lambda: None
         self.imported_jobs: Callable[[], None] = lambda: None
+        self.attached: Callable[[], None] = lambda: None
         # Owned by the event loop
         self.state = State.OFF
         self._store: MetadataStore | None = None
@@ -261,6 +263,7 @@ class Catalog:
             await self._import(store, self._outbox, authoritative=known.complete)
             self._note_attachment(known.holder, store.identity, complete=True)
         self._complete = True
+        self.attached()
         await self._index.flush()
         self._attached = True
         self._wake.set()
@@ -270,7 +273,7 @@ class Catalog:
         """Put everything known here into the outbox: this store never had it. Listings of which
         it knows newer ones are left to the import."""
         spared = b""
-        for letter in sorted(records.KNOWLEDGE):
+        for letter in sorted(records.KNOWLEDGE, reverse=True):  # "t" before "s": parts first
             async for key, raw in self._index.walk(bytes([letter])):
                 if letter == ord("l") and records.listing_part(key) == 0:
                     is_newer = await _knows_newer(store, key, raw)
@@ -294,8 +297,9 @@ class Catalog:
             self.imported_jobs()
             await importer.listings()
             self._listed.set()
-            await importer.small(b"s", authoritative=authoritative)
+            # Parts first: nobody looks for them before the snapshot's record is there.
             await importer.small(b"t", authoritative=authoritative)
+            await importer.small(b"s", authoritative=authoritative)
             await importer.objects()
         finally:
             self.damaged += importer.damaged

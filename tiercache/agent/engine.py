@@ -112,7 +112,8 @@ class Engine:
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
-        self.snapshots = Snapshots(plane, self.mounts, self.names, self.filler)
+        self.snapshots = Snapshots(plane, self.mounts, self.names, self.filler, self.catalog)
+        self.catalog.attached = self.snapshots.recover
         self.jobs = Jobs(plane, self.mounts, self.names, self.filler, self.snapshots)
         self.corrupt_pages = 0
         self.disputed_pages = 0
@@ -127,7 +128,6 @@ class Engine:
         # A predecessor killed in the middle of a look-up left its snapshot behind, and the index
         # would grow past it with every commit.
         self._store.reader_check()
-        self.snapshots.recover()
         self.space.load()
         for state in self.space.lost():
             log.warning("extent %016x is gone from the device", state.id)
@@ -138,6 +138,8 @@ class Engine:
         await self._shrink()
         self._reach.recall()
         await self.index.flush()
+        if not self.settings.metadata.url:
+            self.snapshots.recover()
         self.catalog.start()
         self.jobs.resume()
         self._ticker = asyncio.create_task(self._tick())

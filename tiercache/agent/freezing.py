@@ -20,9 +20,9 @@ from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
 from tiercache.catalog import SnapshotObject
-from tiercache.errors import NotFound, OriginUnavailable, PreconditionFailed, StaleHandle
+from tiercache.errors import NotFound, PreconditionFailed, StaleHandle
 from tiercache.model import Consistency, Entry, Kind
-from tiercache.policy import checksums
+from tiercache.policy import checksums, snapshots
 from tiercache.policy.globs import GlobFilter
 from tiercache.policy.pages import RUN_PAGES, page_count, page_span
 from tiercache.records import ObjectRecord
@@ -95,12 +95,13 @@ class Freezing:
         """Yield what one mount shows at and below a name; the globs apply to paths below
         ``above``."""
         path = located.path
-        looked = await self._names.lookup(located, revalidate=True)
-        _refuse_stale(looked, path)
+        looked = await self._names.current(located)
         if looked.kind is Kind.FILE:
             yield [_object(located.origin.url, located.key, path, looked)]
             return
         if looked.kind is Kind.ABSENT:
+            if snapshots.is_scratch(self._spec.name):
+                return  # a comparison says that all of it is gone
             raise NotFound("no such object or directory", path=path)
         # Where another mount lies over names of this one, that is what the namespace shows.
         hidden = tuple(f"{mount}/" for mount in self._mounts.below(path))
@@ -136,10 +137,7 @@ class Freezing:
         if one.token:
             return one
         async with self._gate:
-            looked = await self._names.lookup(
-                self._mounts.sibling(located, one.key), revalidate=True
-            )
-        _refuse_stale(looked, one.path)
+            looked = await self._names.current(self._mounts.sibling(located, one.key))
         if looked.kind is not Kind.FILE:
             return None
         return _object(one.origin, one.key, one.path, looked)
@@ -235,13 +233,6 @@ def _object(
         size_bytes=known.size_bytes,
         mtime_s=known.mtime_s,
     )
-
-
-def _refuse_stale(looked: wire.Found, path: str) -> None:
-    if looked.stale:
-        raise OriginUnavailable(
-            "its origin cannot be asked, and a snapshot is made of what there is now", path=path
-        )
 
 
 async def _gathered(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,6 +12,7 @@ from math import inf
 import msgspec
 
 from tiercache import records
+from tiercache.agent.answers import found
 from tiercache.agent.catalog import Catalog
 from tiercache.agent.contents import without_data
 from tiercache.agent.device import NotCached
@@ -133,6 +134,12 @@ class Names:
         if located.mount.consistency is Consistency.STRONG:
             self._catalog.assert_not_fenced()
             await self._mounts.admit(located)
+
+    async def current(self, located: Located) -> Found:
+        """Return what the origin says now. Raises OriginUnavailable where it says nothing."""
+        await self.admit(located)
+        record = await asyncio.shield(self._head(located, self._clock.now()))
+        return self._found(record, self._fresh_until(located, record))
 
     def _head(self, located: Located, since_s: float) -> asyncio.Task[ObjectRecord]:
         # By mount too: what one learns is subject to its own bindings.
@@ -579,17 +586,3 @@ class Names:
 def _forgotten(record: ObjectRecord) -> ObjectRecord:
     """Return the record as one confirmed by nobody, ever: an immutable binding too is asked for."""
     return msgspec.structs.replace(record, boot="", validated_s=-inf, validated_unix_s=0.0)
-
-
-def found(record: ObjectRecord, fresh_until: float, *, stale: bool = False) -> Found:
-    """Return the wire form of a record."""
-    return Found(
-        kind=record.kind,
-        token=record.token,
-        size_bytes=record.size_bytes,
-        mtime_s=record.mtime_s,
-        validated_s=record.validated_s,
-        fresh_until_s=fresh_until,
-        stale=stale,
-        validated_unix_s=record.validated_unix_s,
-    )

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 
 from tiercache import wire
+from tiercache.agent.answers import found
 from tiercache.agent.directory import CacheDirectory
 from tiercache.agent.engine import Engine
 from tiercache.agent.jobs import Jobs
 from tiercache.agent.memory import Answer
-from tiercache.agent.names import found
 from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.status import status_body
 from tiercache.agent.writes import check_writable

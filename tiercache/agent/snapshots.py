@@ -20,18 +20,21 @@ from time import monotonic
 import msgspec
 
 from tiercache import catalog, wire
+from tiercache.agent.answers import found
+from tiercache.agent.catalog import Catalog
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.freezing import Freezing
 from tiercache.agent.frozen_parts import FrozenParts
 from tiercache.agent.mounts import Located, Mounts
-from tiercache.agent.names import Names, found
+from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
 from tiercache.catalog import SnapshotObject, SnapshotPart, SnapshotRecord
 from tiercache.errors import (
     AlreadyExists,
     ConfigError,
     FormatError,
+    MetadataUnavailable,
     NotFound,
     StaleHandle,
     TiercacheError,
@@ -44,6 +47,10 @@ log = logging.getLogger("tiercache.agent")
 
 # Tells the ids of these jobs from those of prefetches, which are hex.
 JOB_PREFIX = "s"
+# Parts have four bytes for their number.
+PART_NUMBERS = 1 << 31
+# Of one snapshot: billions of objects.
+PARTS_AT_MOST = 1 << 20
 # Ended jobs that can still be asked for.
 KEPT_JOBS = 100
 
@@ -84,7 +91,10 @@ class _Job:
 class Snapshots:
     """All snapshots of this agent's index."""
 
-    def __init__(self, plane: Plane, mounts: Mounts, names: Names, filler: Filler) -> None:
+    def __init__(
+        self, plane: Plane, mounts: Mounts, names: Names, filler: Filler, knowledge: Catalog
+    ) -> None:
+        self._knowledge = knowledge
         self._plane = plane
         self._index = plane.index
         self._mounts = mounts
@@ -97,7 +107,10 @@ class Snapshots:
         self.internal_errors = 0
 
     def recover(self) -> None:
-        """Remove the parts that a former agent left of snapshots it did not end."""
+        """Remove what former agents left of snapshots that they did not end, and of comparisons.
+        The index holds all that the metadata store does, if there is one."""
+        for scratch, _ in list(self._index.scan(catalog.snapshot_key(snapshots.SCRATCH))):
+            self._index.put(scratch, None)
         key = self._index.first(b"t", b"t")
         while key is not None:
             prefix, number = catalog.split_part_key(key)
@@ -108,11 +121,13 @@ class Snapshots:
                 key = self._index.first(b"t", prefix + b"\xff" * 5)
                 continue
             end = record.first_part + record.parts if record else 0
-            if record is not None and record.first_part <= number < end:
+            if name in self._making:
+                key = self._index.first(b"t", prefix + b"\xff" * 5)
+            elif record is not None and record.first_part <= number < end:
                 key = self._index.first(b"t", catalog.snapshot_part_key(name, end))
-                continue
-            self._index.put(key, None)
-            key = self._index.first(b"t", key + b"\0")
+            else:
+                self._index.put(key, None)
+                key = self._index.first(b"t", key + b"\0")
 
     def _record(self, name: str) -> SnapshotRecord | None:
         key = catalog.snapshot_key(name)
@@ -134,8 +149,7 @@ class Snapshots:
 
     async def create(self, spec: wire.SnapshotCreate) -> JobProgress:
         """Begin to make one. Raises AlreadyExists, ConfigError, NotFound (nothing is mounted)."""
-        if snapshots.check_name(spec.name) == snapshots.LIVE:
-            raise ConfigError("this name stands for what there is now", path=spec.name)
+        _check_name(spec)
         # As the namespace spells them: a URL may be one of a mount.
         paths = tuple(map(self._spelt, spec.paths))
         _check_paths(paths)
@@ -157,6 +171,12 @@ class Snapshots:
         return path if self._mounts.is_virtual(path) else self._mounts.locate(path).path
 
     def _check_free(self, spec: wire.SnapshotCreate) -> None:
+        if self._knowledge.is_partial and not snapshots.is_scratch(spec.name):
+            raise MetadataUnavailable(
+                "which snapshots the metadata store holds is not known yet",
+                path=spec.name,
+                remedy="tiercache metadata status says how far it is",
+            )
         if spec.name in self._making:
             raise AlreadyExists("a snapshot of this name is being made", path=spec.name)
         if not spec.replace and self._record(spec.name) is not None:
@@ -228,13 +248,16 @@ class Snapshots:
                 pass
             return
         before = self._record(spec.name)
-        first = before.first_part + before.parts if before else 0
+        # By chance: two agents that share a metadata store never write one part.
+        first = secrets.randbelow(PART_NUMBERS)
+        while before is not None and abs(first - before.first_part) < PARTS_AT_MOST:
+            first = secrets.randbelow(PART_NUMBERS)
         parts = FrozenParts(self._index, spec.name, first)
         try:
             async for objects in job.freezing.all():
                 await parts.add(objects)
             await parts.finish()
-            if not parts.objects:
+            if not parts.objects and not snapshots.is_scratch(spec.name):
                 raise NotFound("there is no object to freeze", path=" ".join(spec.paths))
             await self._publish(spec, parts, before)
         except BaseException:
@@ -277,14 +300,9 @@ class Snapshots:
                 self._index.put(catalog.snapshot_part_key(record.name, number), None)
 
     async def remove(self, name: str) -> None:
-        """Raises NotFound."""
-        record = self._record(snapshots.check_name(name))
-        if record is None:
-            raise NotFound(
-                "no such snapshot",
-                path=snapshots.join(name),
-                remedy="tiercache snapshot ls shows those there are",
-            )
+        """Raises NotFound, ConfigError."""
+        snapshots.check_name(name.removeprefix(snapshots.SCRATCH))
+        record = self.record(name)
         self._index.put(catalog.snapshot_key(name), None)
         self._drop_parts(record)
         await self._index.flush()
@@ -428,6 +446,12 @@ def target_of(located: Located, token: str) -> Target:
 
 def _span(located: Located, known: Entry | SnapshotObject) -> wire.FrozenSpan:
     return wire.FrozenSpan(located.path, known.token, known.size_bytes, known.mtime_s, 0.0)
+
+
+def _check_name(spec: wire.SnapshotCreate) -> None:
+    """Raises ConfigError for a name that none can have."""
+    if snapshots.check_name(spec.name.removeprefix(snapshots.SCRATCH)) == snapshots.LIVE:
+        raise ConfigError("this name stands for what there is now", path=spec.name)
 
 
 def _check_paths(paths: tuple[str, ...]) -> None:

@@ -178,7 +178,8 @@ class FrozenNames:
 
     def renew(self, name: str) -> Frozen:
         """The same, of the snapshot that has the name now."""
-        key = catalog.snapshot_key(snapshots.check_name(name))
+        snapshots.check_name(name.removeprefix(snapshots.SCRATCH))
+        key = catalog.snapshot_key(name)
         raw = self._index.get(key)
         if raw is None:
             self._bound.pop(name, None)
@@ -198,4 +199,8 @@ class FrozenNames:
         """Return the records of all snapshots, by name."""
         pairs = list(self._index.scan(b"s"))
         found = [catalog.decode(key, raw) for key, raw in pairs]
-        return [record for record in found if isinstance(record, SnapshotRecord)]
+        return [
+            record
+            for record in found
+            if isinstance(record, SnapshotRecord) and not snapshots.is_scratch(record.name)
+        ]

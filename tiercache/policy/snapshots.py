@@ -12,6 +12,9 @@ from tiercache.errors import ConfigError
 
 SUFFIX = "@snapshot"
 ROOT = "/"
+# The names of what is made for one comparison begin with this: nobody else's can, and it is shown
+# to nobody.
+SCRATCH = "~"
 # Instead of a snapshot's name: what the origins list now.
 LIVE = "live"
 
@@ -31,6 +34,10 @@ def check_name(name: str) -> str:
             path=ascii(name)[1:-1],
         )
     return name
+
+
+def is_scratch(name: str) -> bool:
+    return name.startswith(SCRATCH)
 
 
 def split(path: str) -> tuple[str, str] | None:
