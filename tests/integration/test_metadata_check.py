@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.integration.metadata_rig import (
     FIRST_PART,
@@ -211,3 +213,36 @@ async def test_the_same_records_have_the_same_checksum() -> None:
     again, _ = await checked(some_pairs())
     other, _ = await checked(without(some_pairs(), JOB))
     assert whole.crc32c == again.crc32c != other.crc32c
+
+
+KEYS = sorted(some_pairs())
+HARMS = st.lists(
+    st.tuples(
+        st.sampled_from(["remove", "garbage", "move", "exchange"]),
+        st.sampled_from(KEYS),
+        st.sampled_from(KEYS),
+    ),
+    max_size=4,
+)
+
+
+@given(harms=HARMS)
+async def test_after_any_harm_the_repair_leaves_a_clean_store(
+    harms: list[tuple[str, bytes, bytes]],
+) -> None:
+    pairs = some_pairs()
+    for kind, key, other in harms:
+        if kind == "remove":
+            pairs.pop(key, None)
+        elif kind == "garbage":
+            pairs[key] = b"\x01\x00"
+        elif kind == "move" and key in pairs:
+            pairs[other] = pairs.pop(key)
+        elif key in pairs and other in pairs:
+            pairs[key], pairs[other] = pairs[other], pairs[key]
+    found, after = await checked(pairs, repair=True)
+    again, left = await checked(after, repair=True)
+    assert again.clean and left == after
+    assert after.items() <= pairs.items()
+    assert found.dropped == len(pairs) - len(after)
+    assert found.clean == (after == pairs)
