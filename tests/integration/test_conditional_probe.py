@@ -11,11 +11,12 @@ import pytest
 
 from tiercache import compose
 from tiercache.clock import BootClock
-from tiercache.errors import AlreadyExists, PreconditionFailed, Unsupported
+from tiercache.errors import AlreadyExists, NotFound, PreconditionFailed, Unsupported
 from tiercache.model import Consistency, ObjectInfo
 from tiercache.namespace import Namespace, connect
 from tiercache.origins.endpoint import Endpoint
 from tiercache.origins.local_origin import LocalOrigin
+from tiercache.origins.probe import probe
 from tiercache.origins.resilient import ResilientOrigin
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import parse_origin_url
@@ -151,3 +152,20 @@ def test_a_read_only_strong_mount_needs_no_conditions(
     assert namespace.read("/data/kept") == b"first"
     (tmp_path / "store" / "kept").write_bytes(b"second!")
     assert namespace.read("/data/kept") == b"second!"
+
+
+class Vanishing(Careful):
+    """Whatever it lists is gone when it is asked for."""
+
+    async def refuses_wrong_token(self, key: str, token: str) -> bool:
+        raise NotFound("no such object", path=key)
+
+
+async def test_an_object_removed_under_the_probe_teaches_nothing_and_harms_nobody(
+    tmp_path: Path,
+) -> None:
+    """Its absence would be told to whoever waits for the probe, of another name."""
+    url = f"file://{tmp_path}"
+    (tmp_path / "there").write_bytes(b"x")
+    origin = Vanishing(parse_origin_url(url), ProfileSettings(), identity=url)
+    assert (await probe(origin, probe_writes=True)).conditional_replace

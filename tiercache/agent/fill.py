@@ -206,7 +206,11 @@ class Filler:
         self._tasks.discard(task)
         # Retrieved: read-ahead has nobody else who would.
         error = None if task.cancelled() else task.exception()
-        while error is not None:
+        seen: set[int] = set()
+        # Two errors may name each other: a shared request's, raised again while one that it caused
+        # is handled.
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
             # Its frames hold whole runs, and would until the collector of cycles comes.
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__

@@ -62,6 +62,13 @@ MODES: dict[str, Mode] = {
         promise=CLOSE_TO_OPEN,
         workload=Workload(site_mix=SITE_MIX),
     ),
+    # The intervals say less than the order does, but of listings too.
+    "strong": Mode(
+        consistency=Consistency.STRONG,
+        promise=CLOSE_TO_OPEN,
+        workload=Workload(site_mix=SITE_MIX),
+        linearizable=True,
+    ),
 }
 
 
