@@ -314,20 +314,26 @@ class Catalog:
         """Whether the store may know what the index does not."""
         return not self._complete and self._fenced is None
 
-    async def recall_object(self, digest: bytes) -> None:
-        """Bring one name into the index where the store knows it; give up after a second."""
-        await self._recall(lambda importer: importer.object(digest))
+    async def recall_object(self, digest: bytes, *, with_listings: bool = False) -> None:
+        """Bring one name into the index where the store knows it; ``with_listings`` also what it
+        may follow from. Give up after a second."""
+
+        async def ask(importer: Importer) -> None:
+            await importer.object(digest)
+            if with_listings and self._index.get(records.object_key(digest)) is None:
+                await self._listed.wait()
+
+        await self._recall(ask)
 
     async def recall_listing(self, key: bytes) -> None:
-        """The same for a listing, by the key of one of its parts."""
-        await self._recall(lambda importer: importer.listing(key))
+        """The same for a listing, by the key of its first part, or what it follows from."""
 
-    async def await_listings(self) -> None:
-        """Return when pins, jobs and listings are imported, or after a second."""
-        await self._recall(lambda _: self._until_listed())
+        async def ask(importer: Importer) -> None:
+            await importer.listing(key)
+            if self._index.get(key) is None:
+                await self._listed.wait()
 
-    async def _until_listed(self) -> None:
-        await self._listed.wait()
+        await self._recall(ask)
 
     async def _recall(self, ask: Callable[[Importer], Awaitable[None]]) -> None:
         now_s = self._clock.now()

@@ -93,7 +93,9 @@ class Names:
         """
         await self.admit(located)
         record = self._index.get_object(located.digest)
-        if record is None and self._catalog.is_partial:
+        # What is recalled is never fresh, but it binds where the mount is immutable.
+        binds = located.mount.consistency is Consistency.IMMUTABLE
+        if record is None and binds and self._catalog.is_partial:
             await self._catalog.recall_object(located.digest)
             record = self._index.get_object(located.digest)
         if record is not None and not revalidate:
@@ -112,7 +114,7 @@ class Names:
             if asked is None:
                 fallback = self._fallback(located)
                 if fallback is None and self._catalog.is_partial:
-                    await self._catalog.await_listings()
+                    await self._catalog.recall_object(located.digest, with_listings=True)
                     fallback = self._fallback(located)
                 if fallback is not None:
                     self.pending.add(located)
@@ -401,9 +403,6 @@ class Names:
         await self.admit(located)
         name = listing_name(located, recursive)
         known = part_of(self._index, name, 0)
-        if known is None and self._catalog.is_partial:
-            await self._catalog.recall_listing(name.key(0))
-            known = part_of(self._index, name, 0)
         if known and not refresh and self._listing_until(located, known) > self._clock.now():
             # Somebody may have listed it a moment ago: the client looks where it is durable.
             kept = self._index.is_durable or await self._keep()
@@ -427,7 +426,7 @@ class Names:
         self.pending.add(located, recursive)
         fallback = self._known_part(located, recursive)
         if fallback is None and self._catalog.is_partial:
-            await self._catalog.await_listings()
+            await self._catalog.recall_listing(name.key(0))
             fallback = self._known_part(located, recursive)
         if fallback is None:
             try:
