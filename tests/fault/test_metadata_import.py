@@ -283,7 +283,7 @@ def test_a_name_is_recalled_while_the_import_goes_on(
         second.catalog.start()
         await second.catalog.recall_object(object_key("a")[1:])
         assert second.index.get(object_key("a")) is not None
-        await second.catalog.recall_listing(records.listing_key(ORIGIN, "d/", True, 0))
+        await second.catalog.recall(records.listing_key(ORIGIN, "d/", True, 0))
         assert len(parts_of(second, "d/")) == 3
         await second.catalog.recall_object(object_key("unknown")[1:])
         assert second.index.get(object_key("unknown")) is None

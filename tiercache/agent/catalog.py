@@ -53,10 +53,12 @@ SEND_ALL_KEYS = 4096
 VALUE_BYTES = 16 << 20
 # Between attempts at a store that fails; the ceiling is how long one that is back may wait.
 RETRIES = RetryPolicy(deadline_s=60.0, base_s=0.1, cap_s=5.0)
-# How long a look-up waits for the store where the index may lack what the store knows; then the
-# name counts as unknown, and for PAUSE_S no other look-up waits.
+# How long a look-up waits for the store where the index may lack what the store knows, before it
+# asks the origin instead; then the name counts as unknown, and for PAUSE_S no other one waits.
 RECALL_S = 1.0
 PAUSE_S = 5.0
+# How long one waits whose origin does not answer: nobody else could tell.
+LAST_RESORT_S = 5.0
 # An agent that leaves tries so long to commit the rest, which is kept in the outbox otherwise.
 LEAVE_S = 2.0
 # Strong reads must stop within about a second of a takeover, and cost no request each.
@@ -314,45 +316,40 @@ class Catalog:
         """Whether the store may know what the index does not."""
         return not self._complete and self._fenced is None
 
-    async def recall_object(self, digest: bytes, *, with_listings: bool = False) -> None:
-        """Bring one name into the index where the store knows it; ``with_listings`` also what it
-        may follow from. Give up after a second."""
+    async def recall_object(self, digest: bytes) -> None:
+        """Bring one name into the index where the store knows it; give up after a second."""
+        if self._clock.now() >= self._paused_until_s:
+            if not await self._recall(lambda importer: importer.object(digest), RECALL_S):
+                self._paused_until_s = self._clock.now() + PAUSE_S
+
+    async def recall(self, key: bytes) -> None:
+        """Bring a name, or the listing with this first part, into the index where the store knows
+        it, or else all listings, which it may follow from; for those who can ask nobody else."""
 
         async def ask(importer: Importer) -> None:
-            await importer.object(digest)
-            if with_listings and self._index.get(records.object_key(digest)) is None:
-                await self._listed.wait()
-
-        await self._recall(ask)
-
-    async def recall_listing(self, key: bytes) -> None:
-        """The same for a listing, by the key of its first part, or what it follows from."""
-
-        async def ask(importer: Importer) -> None:
-            await importer.listing(key)
+            await importer.one(key)
             if self._index.get(key) is None:
                 await self._listed.wait()
 
-        await self._recall(ask)
+        await self._recall(ask, LAST_RESORT_S)
 
-    async def _recall(self, ask: Callable[[Importer], Awaitable[None]]) -> None:
-        now_s = self._clock.now()
-        if not self.is_partial or now_s < self._paused_until_s or self.state is State.UNAVAILABLE:
-            return
-        if self._store is None and now_s > self._started_s + RECALL_S:
-            return
+    async def _recall(self, ask: Callable[[Importer], Awaitable[None]], within_s: float) -> bool:
+        """Ask the store; return False where it had to be given up. One that has failed, and one
+        that did not open in time, is not waited for."""
+        late = self._store is None and self._clock.now() > self._started_s + within_s
+        if late or not self.is_partial or self.state is State.UNAVAILABLE:
+            return True
         try:
-            async with asyncio.timeout(RECALL_S):
+            async with asyncio.timeout(within_s):
                 await self._opened.wait()
                 assert self._store is not None
                 importer = Importer(self._index, self._outbox_of(), self._store)
-                try:
-                    await ask(importer)
-                finally:
-                    self.damaged += importer.damaged
+                await ask(importer)
+                self.damaged += importer.damaged
         except (TimeoutError, TiercacheError, OSError) as error:
-            self._paused_until_s = self._clock.now() + PAUSE_S
-            log.info("the metadata store was not asked in time: %s", error)
+            log.info("the metadata store did not answer in time: %s", error)
+            return False
+        return True
 
     # -- committing -------------------------------------------------------------------------
 

@@ -74,6 +74,13 @@ class Importer:
 
     # -- single names -----------------------------------------------------------------------
 
+    async def one(self, key: bytes) -> None:
+        """Import one name, or one listing by the key of its first part."""
+        if key.startswith(b"l"):
+            await self._listing(key)
+        else:
+            await self.object(key[1:])
+
     async def object(self, digest: bytes) -> None:
         """Import one name, where it is not known here."""
         key = records.object_key(digest)
@@ -83,8 +90,7 @@ class Importer:
             if converted is not None:
                 await self._adopt_object(key, converted[1])
 
-    async def listing(self, key: bytes) -> None:
-        """Import one listing, by the key of any of its parts, where it is not known here."""
+    async def _listing(self, key: bytes) -> None:
         group = _Group(self._index, self._outbox)
         async for part, record, raw in self._records_of(records.listing_hash_key(key)):
             if isinstance(record, CatalogListing):

@@ -114,7 +114,7 @@ class Names:
             if asked is None:
                 fallback = self._fallback(located)
                 if fallback is None and self._catalog.is_partial:
-                    await self._catalog.recall_object(located.digest, with_listings=True)
+                    await self._catalog.recall(records.object_key(located.digest))
                     fallback = self._fallback(located)
                 if fallback is not None:
                     self.pending.add(located)
@@ -426,7 +426,7 @@ class Names:
         self.pending.add(located, recursive)
         fallback = self._known_part(located, recursive)
         if fallback is None and self._catalog.is_partial:
-            await self._catalog.recall_listing(name.key(0))
+            await self._catalog.recall(name.key(0))
             fallback = self._known_part(located, recursive)
         if fallback is None:
             try:
