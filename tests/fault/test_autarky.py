@@ -27,7 +27,7 @@ from tiercache.fs import TierCacheFileSystem
 from tiercache.model import JobState, Kind
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
-from tiercache.testing.network import PROFILES
+from tiercache.testing.network import PROFILES, Fault
 from tiercache.testing.object_servers import ObjectServer, S3Server
 from tiercache.units import MIB
 
@@ -128,6 +128,15 @@ def test_a_blip_is_no_outage(rig: Rig) -> None:
         healer.join()
         assert state(ns) in ("online", "degraded")
     assert ns.status()["origins"][0]["rejected"] == 0
+
+
+def test_a_slow_transfer_is_no_outage(rig: Rig) -> None:
+    """The only request in flight, and no byte of its answer is complete for four seconds."""
+    ns = rig.namespace()
+    slow = Fault(methods=("GET",), path_contains="cold.bin", connection_bytes_per_s=12_000)
+    rig.proxy.inject(slow)
+    assert ns.read("/m/cold.bin") == SMALL
+    assert state(ns) == "online" and ns.status()["origins"][0]["rejected"] == 0
 
 
 # -- misses, names and listings ----------------------------------------------------------------
@@ -245,6 +254,39 @@ def test_a_prefetch_that_begins_offline_waits(rig: Rig) -> None:
     rig.proxy.heal()
     assert job.wait(60).state is JobState.DONE
     assert ns.read("/m/dir/small.bin") == SMALL
+
+
+def test_a_paused_job_outlives_its_agent_and_can_be_cancelled(rig: Rig) -> None:
+    ns = rig.namespace(embedded=False)
+    ns.read("/m/cold.bin")
+    go_offline(rig, ns)
+    job = ns.prefetch("/m/dir")
+    eventually(lambda: job.progress().state is JobState.PAUSED)
+    time.sleep(1.1)  # once a second what is offline is written down
+    kill_agent(ns)
+    eventually(lambda: job.progress().state is JobState.PAUSED)
+    other = ns.prefetch("/m/big.bin")
+    eventually(lambda: other.progress().state is JobState.PAUSED)
+    assert other.cancel().state is JobState.CANCELLED
+    rig.proxy.heal()
+    assert job.wait(60).state is JobState.DONE
+    assert ns.cached_bytes("/m/big.bin") == 0
+
+
+def test_an_announced_order_pauses_too(rig: Rig) -> None:
+    items = {f"many/{n:04}": object_bytes(f"m{n}", 20_000) for n in range(60)}
+    rig.server.put_many(rig.bucket, items.items())
+    ns = rig.namespace()
+    ns.read("/m/cold.bin")
+    go_offline(rig, ns)
+    job = ns.prefetch([f"/m/{key}" for key in items], ordered=True)
+    eventually(lambda: job.progress().state is JobState.PAUSED)
+    rig.proxy.heal()
+    eventually(lambda: job.progress().filled == len(items), within_s=30.0)
+    for key, data in items.items():
+        assert ns.read(f"/m/{key}") == data
+    done = job.wait(30)
+    assert (done.state, done.failed, done.filled) == (JobState.DONE, 0, len(items))
 
 
 # -- restarts ----------------------------------------------------------------------------------

@@ -237,6 +237,58 @@ async def test_breaker_opens_names_the_endpoint_and_heals(bench: Bench) -> None:
     assert endpoint.status().state is EndpointState.DEGRADED
 
 
+class Broken:
+    """An origin whose credentials cannot be had."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        raise OriginUnavailable("the credential endpoint does not answer")
+
+
+class Empty:
+    async def head(self, key: str) -> ObjectInfo:
+        raise NotFound("no such object", path=key)
+
+
+async def test_one_broken_origin_does_not_keep_its_endpoint_offline() -> None:
+    policy = BreakerPolicy(failures=1, failing_s=0.0, open_s=0.05)
+    endpoint = Endpoint("e", concurrency=1, clock=BootClock(), policy=policy)
+    for origin in (Broken(), Empty(), Broken()):
+        endpoint.attach(origin)
+    endpoint.failed(OriginUnavailable("down"))
+    assert endpoint.is_offline and endpoint.status().last_error == "down"
+    async with asyncio.timeout(10):
+        await endpoint.back()
+    endpoint.rest()
+
+
+async def test_reads_in_flight_end_when_it_goes_offline() -> None:
+    """And nobody else's cancellation is taken for it."""
+    policy = BreakerPolicy(failures=1, failing_s=0.0)
+    endpoint = Endpoint("e", concurrency=4, clock=BootClock(), policy=policy)
+
+    async def read() -> None:
+        with endpoint.request(is_read=True):
+            await asyncio.Event().wait()
+
+    async def write() -> str:
+        with endpoint.request(is_read=False):
+            await asyncio.sleep(0.05)
+        return "written"
+
+    cut, cancelled = asyncio.create_task(read()), asyncio.create_task(read())
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    endpoint.failed(OriginUnavailable("down"))
+    with pytest.raises(OriginUnavailable, match="e is offline"):
+        await cut
+    assert cut.cancelling() == 0
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await writing == "written"
+    endpoint.rest()
+
+
 async def test_an_answer_keeps_the_breaker_closed(bench: Bench) -> None:
     clock = FakeClock()
     endpoint = Endpoint(

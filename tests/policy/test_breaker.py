@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiercache.model import EndpointState
 from tiercache.policy.breaker import (
     HEALTHY,
     BreakerPolicy,
@@ -13,7 +16,11 @@ from tiercache.policy.breaker import (
     Mode,
     abandoned,
     admit,
+    due_s,
+    endpoint_state,
     failed,
+    remembered,
+    silent,
     succeeded,
 )
 
@@ -92,3 +99,56 @@ def play(events: list[tuple[float, str]]) -> BreakerState:
             case _:
                 state = abandoned(state)
     return state
+
+
+OPENED = play([(0, "f"), (1, "f"), (2, "f")])  # at 2, for 1 s
+
+
+@pytest.mark.parametrize(("draw", "due"), [(0.0, 2.5), (0.5, 2.75), (1.0, 3.0)])
+def test_probes_of_many_nodes_are_spread_over_half_their_wait(draw: float, due: float) -> None:
+    assert due_s(OPENED, draw) == due
+    assert not admit(OPENED, due - 0.01, draw=draw)[1] and admit(OPENED, due, draw=draw)[1]
+
+
+@pytest.mark.parametrize(
+    ("events", "now_s", "since_s", "mode", "down_since_s"),
+    [
+        ([], 1.9, 0.0, CLOSED, 0.0),
+        ([], 2.0, 0.0, OPEN, 0.0),
+        ([(1, "f")], 2.0, 0.5, CLOSED, 1.0),
+        ([(1, "f")], 2.5, 0.5, OPEN, 0.5),
+        ([(1, "f")], 4.0, 2.0, OPEN, 1.0),
+        ([(0, "f"), (1, "f"), (2, "f")], 9.0, 0.0, OPEN, 0.0),
+    ],
+)
+def test_silence_opens_it_too(
+    events: list[tuple[float, str]], now_s: float, since_s: float, mode: Mode, down_since_s: float
+) -> None:
+    state = silent(play(events), now_s, since_s=since_s, policy=POLICY)
+    assert (state.mode, state.since_s) == (mode, down_since_s)
+
+
+def test_what_another_process_saw_is_probed_at_once() -> None:
+    state, admitted = admit(remembered(50.0, since_s=10.0), 50.0)
+    assert admitted and state.since_s == 10.0
+    again = failed(state, 51.0, policy=POLICY)
+    assert (again.mode, again.open_for_s) == (OPEN, POLICY.open_s)
+
+
+@pytest.mark.parametrize(
+    ("events", "now_s", "troubled_s", "expected"),
+    [
+        ([], 0.0, -inf, EndpointState.ONLINE),
+        ([], 40.0, 10.1, EndpointState.DEGRADED),
+        ([], 40.0, 10.0, EndpointState.ONLINE),
+        ([(1, "f")], 99.0, 1.0, EndpointState.DEGRADED),
+        ([(0, "f"), (1, "f"), (2, "f")], 2.0, 2.0, EndpointState.OFFLINE),
+        ([(0, "f"), (1, "f"), (2, "f"), (3, "a")], 3.0, 2.0, EndpointState.OFFLINE),
+        ([(0, "f"), (1, "f"), (2, "f"), (3, "a"), (3, "s")], 3.0, 2.0, EndpointState.DEGRADED),
+    ],
+)
+def test_what_users_are_told(
+    events: list[tuple[float, str]], now_s: float, troubled_s: float, expected: EndpointState
+) -> None:
+    found = endpoint_state(play(events), now_s, troubled_s=troubled_s, policy=POLICY)
+    assert found is expected

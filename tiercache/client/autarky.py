@@ -134,8 +134,7 @@ class _Survey:
         if mount.consistency is Consistency.IMMUTABLE or may_serve_stale(mount, Kind.FILE):
             return
         self._refused[mount.path] = (
-            f"{mount.path} is {mount.consistency} with offline = {mount.offline!r}: nothing is "
-            "opened while its origin is offline"
+            f"{mount.path} is {mount.consistency} and serves nothing that it cannot ask for"
         )
 
     def _listed(self, origin: str, prefix: str, base: str) -> Iterator[tuple[str, Entry]]:

@@ -75,7 +75,7 @@ class Endpoint:
         self._draw = 1.0
         self._probed_s = -inf
         self._quiet_for_s = policy.silent_s
-        self._origin: Asked | None = None
+        self._origins: list[Asked] = []  # probed in turn
         self._watcher: asyncio.Task[None] | None = None
         self._changed: asyncio.Future[None] | None = None
 
@@ -249,8 +249,9 @@ class Endpoint:
     # -- probes -----------------------------------------------------------------------------
 
     def attach(self, origin: Asked) -> None:
-        """Probe through this origin from now on."""
-        self._origin = origin
+        """Probe through this origin too, in turn with the others: one whose credentials cannot
+        be had must not keep them all offline."""
+        self._origins.append(origin)
         if self.is_offline:
             self._watch()
 
@@ -277,8 +278,9 @@ class Endpoint:
         between requests, since a task costs more than a tick."""
         while True:
             await asyncio.sleep(TICK_S)
-            if self._origin is not None and self._probe_due():
-                await self._probe(self._origin)
+            if self._origins and self._probe_due():
+                self._origins.append(origin := self._origins.pop(0))
+                await self._probe(origin)
             self._observe()
             if not self._in_flight and self._shown is EndpointState.ONLINE:
                 return
