@@ -148,6 +148,13 @@ def test_keys() -> None:
     assert records.pin_key("/m/data").hex() == "703e1154e14c70e9c3c6b1f9380c4f0a30"
     assert records.endpoint_key("s3:eu-central-1").hex() == "65ed7bb13b08c29ebcbf9d650cf2906856"
     assert records.META_NEXT_ID == b"\0next-id"
+    assert (records.META_OUTBOX, records.META_ATTACHED) == (b"\0outbox", b"\0attached")
+    assert records.outbox_key(258).hex() == "71" + "0000000000000102"
+    assert records.outbox_number(records.outbox_key(258)) == 258
+    assert records.waiting_key(b"o\x01\x02").hex() == "51" + "6f0102"
+    attached = records.Attachment("0bad", "cafe", True)
+    assert records.encode(attached).hex() == "93" + "a430626164" + "a463616665" + "c3"
+    assert records.decode_attachment(records.encode(attached)) == attached
     dir_part_2 = records.listing_key("s3://bucket", "data/", False, 2)
     tree_part_0 = records.listing_key("s3://bucket", "data/", True, 0)
     assert dir_part_2.hex() == "6c30d227a5242f63c544fe9f4a96e4008700000002"
