@@ -48,6 +48,9 @@ install_fast_bytes()
 
 # After a failure the next calls fail at once for so long, instead of each waiting its deadline.
 HOLD_OFF_S = 1.0
+# An opening reads the whole log, whatever has become of it, so it may take so many deadlines. Cut
+# off at one it would begin again at the next call, and never end.
+OPENING_DEADLINES = 6
 # Two agents that take over at once may each fence the other while it opens.
 OPEN_ATTEMPTS = 5
 # One call of the library brings about so much of a scan.
@@ -57,6 +60,8 @@ SCAN_PAIRS_MOST = 1024
 # After so many commits the log is written into a table. An opening reads the log since the last
 # one: 256 objects took 0.4 s with 30 ms added to every request, 1,024 took 2.4 s.
 LOG_COMMITS = 256
+# Blocks of tables kept in memory. Clients' reads go to the index and pass this by.
+CACHE_BYTES = 64 * 1024 * 1024
 # Building a batch costs ~20 µs a record: above this many it does not run on the event loop.
 BATCH_RECORDS_INLINE = 200
 
@@ -132,7 +137,7 @@ class SlateStore:
         self._try_again_s = 0.0
         self._logged = 0  # commits since the last table
         self._turn = asyncio.Lock()  # commits, in order
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._table: asyncio.Task[None] | None = None  # writes the log into one
         self._behind: set[asyncio.Task[None]] = set()  # what goes on behind the calls
 
@@ -153,6 +158,7 @@ class SlateStore:
                     await tier.claim(store._token)
                 elif not await tier.holds_database():
                     raise no_store_here(url)
+            async with store._bounded(OPENING_DEADLINES):
                 await store._open()
         except BaseException:
             await store.close()
@@ -250,12 +256,13 @@ class SlateStore:
             self._table = self._go_on_behind(self._write_table(db))
 
     async def _write_table(self, db: Any) -> None:
-        """Waits for as long as compaction is behind."""
-        self._logged = 0
+        """Waits for as long as compaction is behind. The log has it all where it fails."""
+        logged = self._logged
         try:
             await db.flush_with_options(_TO_TABLE)
+            self._logged -= logged
         except slate.Error:
-            return  # the log has it all, and the next call finds what is wrong
+            return  # the next call finds what is wrong, and the next commit tries again
         finally:
             self._table = None
 
@@ -307,8 +314,9 @@ class SlateStore:
             self._closed = True
             if self._db is not None:
                 self._discard(self._db)
-        if self._table is not None:
-            self._table.cancel()
+        for task in (self._table, self._opening):
+            if task is not None:
+                task.cancel()
         if self._behind:
             await asyncio.wait(self._behind)
 
@@ -343,24 +351,26 @@ class SlateStore:
         """Return the open database, opened again where it died."""
         if self._closed:
             raise ValueError("the metadata store is closed")
-        if await self._alive():
-            return self._db
-        async with self._opening:
-            if self._fenced is not None:
-                raise self._fenced
-            if await self._alive():
-                return self._db
-            loop = asyncio.get_running_loop()
-            if loop.time() < self._try_again_s:
-                raise self._unavailable(self._failure)
-            try:
-                if not self._read_only:
+        if not await self._alive():
+            if self._opening is None:
+                if asyncio.get_running_loop().time() < self._try_again_s:
+                    raise self._unavailable(self._failure)
+                self._opening = self._go_on_behind(self._open_again())
+            # The caller gives up at its deadline; the opening goes on for the next one.
+            await asyncio.shield(self._opening)
+        return self._db
+
+    async def _open_again(self) -> None:
+        try:
+            if not self._read_only:
+                async with self._bounded():
                     await self._require_owner()
+            async with self._bounded(OPENING_DEADLINES):
                 await self._open()
-            except BaseException:
-                self._try_again_s = loop.time() + HOLD_OFF_S
-                raise
-            return self._db
+        finally:
+            if self._db is None:
+                self._try_again_s = asyncio.get_running_loop().time() + HOLD_OFF_S
+            self._opening = None
 
     async def _alive(self) -> bool:
         db = self._db
@@ -382,19 +392,18 @@ class SlateStore:
             access = await self._tier.access()
         except TiercacheError as error:
             raise error if not self._identity else self._unavailable(error.message) from error
-        for _ in range(OPEN_ATTEMPTS):
+        for attempt in range(1, OPEN_ATTEMPTS + 1):
             try:
                 db = await self._build(access)
                 await self._learn(db)
             except slate.Error as error:
-                if not _is_fenced(error):
+                if self._read_only or attempt == OPEN_ATTEMPTS or not _is_of_a_race(error):
                     raise self._not_opened(error) from error
-                # By one that found, or will find, that it is not the owner.
+                # With one that found, or will find, that it is not the owner.
                 await self._require_owner()
             else:
                 self._db = db
                 return
-        raise self._unavailable("other agents open the store all the time")
 
     async def _learn(self, db: Any) -> None:
         try:
@@ -414,6 +423,7 @@ class SlateStore:
             raise
         self._identity = identity
         self._sequence = self._written = decode_sequence(stored)
+        self._logged = LOG_COMMITS  # nobody knows how long the log is: the first commit ends it
 
     async def _build(self, access: Any) -> Any:
         if self._read_only:
@@ -423,6 +433,10 @@ class SlateStore:
             return await reader.build()
         builder = slate.DbBuilder(self._tier.path, access)
         builder.with_settings(_settings())
+        cache = slate.MokaCacheOptions(
+            max_capacity=CACHE_BYTES, time_to_live=None, time_to_idle=None
+        )
+        builder.with_db_cache(slate.DbCache.new_moka_cache(cache), 0)
         return await builder.build()
 
     def _not_opened(self, error: Any) -> TiercacheError:
@@ -457,13 +471,14 @@ class SlateStore:
                 raise await self._failed(db, error) from error
 
     @asynccontextmanager
-    async def _bounded(self) -> AsyncIterator[None]:
-        """End what is inside at the deadline."""
+    async def _bounded(self, deadlines: int = 1) -> AsyncIterator[None]:
+        """End what is inside at the deadline, or at a multiple of it."""
+        bound_s = self._deadline_s * deadlines
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(bound_s):
                 yield
         except TimeoutError as error:
-            raise self._unavailable(f"no answer within {self._deadline_s:g} s") from error
+            raise self._unavailable(f"no answer within {bound_s:g} s") from error
 
     async def _failed(self, db: Any, error: Any) -> TiercacheError:
         """Return what the failure of an open database means; the next call opens it anew."""
@@ -496,8 +511,13 @@ class SlateStore:
     def _go_on_behind(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
+        task.add_done_callback(self._leave_behind)
         return task
+
+    def _leave_behind(self, task: asyncio.Task[None]) -> None:
+        self._behind.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waited for it, if anybody still did
 
     async def _shut_down(self, db: Any) -> None:
         """Write nothing more: what was acknowledged is in the bucket."""
@@ -513,6 +533,12 @@ class SlateStore:
 
 def _is_fenced(error: Any) -> bool:
     return isinstance(error, slate.Error.Closed) and error.reason == slate.CloseReason.FENCED
+
+
+def _is_of_a_race(error: Any) -> bool:
+    """Whether another agent that opens at the same moment can be the cause: it fences us, or
+    makes what we were about to make, which is told like damage."""
+    return _is_fenced(error) or isinstance(error, slate.Error.Data)
 
 
 def _said(error: Any) -> str:
