@@ -177,7 +177,7 @@ class Namespace:
         if_version: str | None = None,
     ) -> WriteFile:
         """Open a write with a condition; it is checked by the origin when the file closes."""
-        consistency = self.client.resolver.locate(path).mount.consistency
+        consistency = self.client.resolver.table.resolve(path).mount.consistency
         return WriteFile(path, self.client.link, _begin(path, mode, if_version), consistency)
 
     def local_path(self, path: str, pin: bool = True) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import crc32c
@@ -20,6 +23,9 @@ from tests.fault.cache_rig import (
 from tests.fault.origin_rig import Rig, rig_of
 from tests.integration.snapshot_kit import SIZES, keys, make
 from tiercache import catalog
+from tiercache.agent import frozen_parts
+from tiercache.agent.index import Index
+from tiercache.catalog import SnapshotObject, SnapshotPart
 from tiercache.errors import (
     AlreadyExists,
     ConfigError,
@@ -32,6 +38,7 @@ from tiercache.model import JobState
 from tiercache.namespace import Namespace
 from tiercache.settings import MountSettings, Settings
 from tiercache.testing.datasets import object_bytes
+from tiercache.testing.memory_store import MemoryStore
 from tiercache.testing.object_servers import ObjectServer, S3Server
 from tiercache.units import MIB
 
@@ -284,3 +291,44 @@ def test_bytes_that_are_not_those_frozen_are_found(ns: Namespace, origin: FileOr
     (error,) = snap.verify().failures
     assert isinstance(error, CorruptPage) and error.path == "/m/x"
     assert f"{crc32c.crc32c(data):08x}" in str(error)
+
+
+# -- parts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["sorted", "reversed", "shuffled", "two mounts"])
+def test_parts_are_in_path_order_however_objects_come(
+    order: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(frozen_parts, "PART_OBJECTS", 100)
+    monkeypatch.setattr(frozen_parts, "SORT_BYTES", 40_000)
+    paths = [f"/m/{number:05}" for number in range(3333)]
+    given = {
+        "sorted": paths,
+        "reversed": paths[::-1],
+        "shuffled": random.Random(seed).sample(paths, len(paths)),
+        "two mounts": paths[1000:2000] + paths[:1000] + paths[1500:],
+    }[order]
+    store = MemoryStore()
+
+    async def write() -> frozen_parts.FrozenParts:
+        with ThreadPoolExecutor(1) as executor:
+            parts = frozen_parts.FrozenParts(Index(store, executor), "v1", 7)
+            for start in range(0, len(given), 10):
+                await parts.add(
+                    SnapshotObject(path, "o", path, "t", 2) for path in given[start : start + 10]
+                )
+            await parts.finish()
+            return parts
+
+    parts = asyncio.run(write())
+    numbers = range(parts.first_part, parts.first_part + len(parts.firsts))
+    read = [catalog.decode(key, raw) for key, raw in store.scan(b"t")]
+    assert [key for key, _ in store.scan(b"t")] == [
+        catalog.snapshot_part_key("v1", number) for number in numbers
+    ]
+    found = [one.path for part in read if isinstance(part, SnapshotPart) for one in part.objects]
+    assert found == paths
+    assert (parts.objects, parts.size_bytes) == (len(paths), 2 * len(paths))
+    firsts = [part.objects[0].path for part in read if isinstance(part, SnapshotPart)]
+    assert parts.firsts == firsts and len(firsts) > 30

@@ -136,6 +136,8 @@ class WriteFile(io.RawIOBase):
     Leaving a ``with`` block by an exception discards it. Not thread safe.
     """
 
+    _ended = True  # a writer that never began has nothing to take back
+
     def __init__(
         self, path: str, link: Link, begin: wire.WriteBegin, consistency: Consistency
     ) -> None:

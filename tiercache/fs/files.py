@@ -136,7 +136,7 @@ class WriteHandle(WriteFile):
     def __init__(self, fs: DirectFileSystem, path: str, *, create: bool, autocommit: bool) -> None:
         begin = wire.WriteBegin(path, "create" if create else "overwrite")
         client = fs.namespace.client
-        consistency = client.resolver.locate(path).mount.consistency
+        consistency = client.resolver.table.resolve(path).mount.consistency
         super().__init__(path, client.link, begin, consistency)
         self.fs = fs
         self.path = path
