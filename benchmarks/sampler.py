@@ -14,11 +14,12 @@ the network in front of it. ``tool``: what a contender runs beside its readers.
   follows from it, where a run does not say.
 - ``nvme_bytes``: what readers, agent and tools made block devices read, by the kernel's count.
   Read-ahead and metadata are part of it.
-- ``origin_bytes``, ``origin_requests_get|head|list|put``: what the origin sent, and was asked.
-  Without a proxy: the server's own counts, of objects' bytes alone; a GET that it answered
-  without a byte stands as HEAD (see ``SeaweedS3.traffic``). With one: the proxy's counts, whose
-  bytes are of listings and errors too; LIST, a GET on the wire, is the server's. POST and COPY
-  count as PUT.
+- ``origin_bytes``, ``origin_received_bytes``, ``origin_requests_get|head|list|put|delete``: what
+  the origin sent, was sent, and was asked. Without a proxy: the server's own counts, of objects'
+  bytes alone; a GET that it answered without a byte stands as HEAD (see ``SeaweedS3.traffic``).
+  With one: the proxy's counts of what passed it, whose bytes are of listings and errors too; a
+  LIST of S3 is told from a GET by its query, as is a DELETE of several from a POST. Other POSTs
+  and COPY count as PUT.
 - ``page_cache_bytes``: delivered − nvme − origin. No one counts a hit in the page cache, so it is
   what is left.
 - ``over_read_bytes``: in place of ``page_cache_bytes`` where more came from device and origin
@@ -53,6 +54,8 @@ HIGHEST_NS = 3600 * 10**9
 DIGITS = 3
 # Whose device reads are the cache's. The server's are the origin's own affair.
 READING = ("reader", "agent", "tool")
+# What S3 asks by another method than its price is of: method, what is in the query, kind.
+BY_QUERY = (("GET", "list-type=2", "LIST"), ("POST", "?delete", "DELETE"))
 
 
 # -- latency --------------------------------------------------------------------------------
@@ -223,22 +226,25 @@ class Sampler:
 
     def _origin_now(self) -> Counter[str] | None:
         """Return the origin's counts so far; None where there is none."""
-        server = self._lab.running_server
-        traffic = None if server is None else server.traffic()
-        if self._proxy is None:
-            if traffic is None:
-                return None
-            asked, sent = traffic.requests, traffic.bytes_sent
-        else:
+        if self._proxy is not None:
             asked, sent = Counter(self._proxy.counts()), self._proxy.bytes_out()
-            asked["LIST"] = 0 if traffic is None else traffic.requests["LIST"]
-            asked["GET"] -= asked["LIST"]
+            received = self._proxy.bytes_in()
+            for method, query, kind in BY_QUERY:
+                asked[kind] += (count := len(self._proxy.exchanges(method, query)))
+                asked[method] -= count
+        elif (server := self._lab.running_server) is not None:
+            traffic = server.traffic()
+            asked, sent, received = traffic.requests, traffic.bytes_sent, traffic.bytes_received
+        else:
+            return None
         return Counter(
             origin_bytes=sent,
+            origin_received_bytes=received,
             origin_requests_get=asked["GET"],
             origin_requests_head=asked["HEAD"],
             origin_requests_list=asked["LIST"],
             origin_requests_put=asked["PUT"] + asked["POST"] + asked["COPY"],
+            origin_requests_delete=asked["DELETE"],
         )
 
     def _note_origin(self) -> None:

@@ -127,6 +127,7 @@ def test_a_rival_is_counted_as_ours_is(lab: Lab, key: str) -> None:
         obstore.head(store, key)
         list(obstore.list(store, prefix=key))
         obstore.put(store, "sampler/put", b"x" * 100)
+        obstore.delete(store, "sampler/put")
         places = range(0, 8 * BLOCK, BLOCK)
         return sum(len(obstore.get_range(store, key, start=at, length=BLOCK)) for at in places)
 
@@ -136,10 +137,12 @@ def test_a_rival_is_counted_as_ours_is(lab: Lab, key: str) -> None:
         "page_cache_bytes": 0,
         "nvme_bytes": 0,
         "origin_bytes": 8 * BLOCK,
+        "origin_received_bytes": 100,
         "origin_requests_get": 8,
         "origin_requests_head": 1,
         "origin_requests_list": 1,
         "origin_requests_put": 1,
+        "origin_requests_delete": 1,
     }
     assert found.cost_dollars == pytest.approx((9 * 0.0004 + 2 * 0.005) / 1000)
 
@@ -151,12 +154,16 @@ def test_a_rival_behind_the_proxy(lab: Lab, key: str) -> None:
         def run() -> int:
             obstore.head(store, key)
             list(obstore.list(store, prefix=key))
+            list(obstore.list(straight(lab), prefix=key))  # another's, past the proxy
+            obstore.put(store, "sampler/put", b"x" * 100)
+            obstore.delete(store, "sampler/put")
             return len(obstore.get_range(store, key, start=0, length=BLOCK))
 
         found = sampled(Sampler(lab, proxy=proxy), run)
         log = proxy.exchanges()
-    requests = {kind: found.tiers[f"origin_requests_{kind}"] for kind in ("get", "head", "list")}
-    assert requests == {"get": 1, "head": 1, "list": 1}
+    kinds = ("get", "head", "list", "put", "delete")
+    assert [found.tiers[f"origin_requests_{kind}"] for kind in kinds] == [1, 1, 1, 1, 1]
+    assert found.tiers["origin_received_bytes"] > 100  # and the list of what to delete
     assert found.tiers["origin_bytes"] == sum(one.body_bytes for one in log) > BLOCK
 
 
@@ -377,6 +384,7 @@ TIERS = {
     "origin_requests_head": 1_000,
     "origin_requests_list": 2_000,
     "origin_requests_put": 3_000,
+    "origin_received_bytes": 5 * (1 << 30),
 }
 
 
@@ -388,7 +396,7 @@ TIERS = {
         ("same-region", 10 * 0.0004 + 5 * 0.005),
         ("cross-region", 10 * 0.0004 + 5 * 0.005 + 10 * 0.02),
         ("wan", 10 * 0.0004 + 5 * 0.005 + 10 * 0.09),
-        ("premium", 10 * 0.00003 + 5 * 0.00113 + 10 * 0.0006),
+        ("premium", 10 * 0.00003 + 5 * 0.00113 + 10 * 0.0006 + 5 * 0.0032),
         ("of one's own", 10 * 0.0004 + 5 * 0.005),
     ],
 )
@@ -401,6 +409,7 @@ def test_every_network_profile_has_a_price_and_every_price_a_source() -> None:
     assert set(found.networks) == set(PROFILES)
     assert all(store.source for store in found.stores.values())
     assert all(transfer.source for transfer in found.transfers.values())
+    assert all(volume.source for volume in found.volumes.values())
     assert found.date
 
 

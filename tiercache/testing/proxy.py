@@ -174,6 +174,10 @@ class FaultyProxy:
         """Return the body bytes delivered for matching paths."""
         return sum(found.body_bytes for found in self.exchanges(path_contains=path_contains))
 
+    def bytes_in(self) -> int:
+        """Return the body bytes taken from clients."""
+        return sum(found.upload_bytes for found in self.exchanges())
+
     @property
     def peak_in_flight(self) -> int:
         """The most requests ever under way at once since ``clear``."""

@@ -150,6 +150,9 @@ class ProxyProcess:
     def bytes_out(self, path_contains: str = "") -> int:
         return int(self._call("bytes_out", path_contains))
 
+    def bytes_in(self) -> int:
+        return int(self._call("bytes_in"))
+
     @property
     def peak_in_flight(self) -> int:
         return int(self._call("peak_in_flight"))
