@@ -390,7 +390,8 @@ def takeover(lab: Lab, workload: Workload) -> Outcome:
                 if place.folder:
                     taken.setdefault((FIRST_COMMIT, place), []).append(_after_a_kill(new, place))
                     continue
-                for pace, pause_s in PACES:
+                busy = place.where == workload.options.get("busy")
+                for pace, pause_s in PACES if busy else PACES[:1]:
                     committed_ms, told_ms = _from_the_living(old, new, place, pause_s)
                     taken.setdefault((FIRST_COMMIT + pace, place), []).append(committed_ms)
                     taken.setdefault((OLD_TOLD + pace, place), []).append(told_ms)
