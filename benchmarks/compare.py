@@ -80,8 +80,8 @@ def compared(before: Report, after: Report, *, threshold: float = THRESHOLD) -> 
             (broken if old.name in failed else gone).append(old.name)
             continue
         changes += _changes(old, new, threshold)
-        names = {figure.name for figure in new.outcome.figures}
-        gone += [f"{old.name}: {one.name}" for one in _ours(old) if one.name not in names]
+        there = {one.label for one in new.outcome.figures}
+        gone += [f"{old.name}: {one.label}" for one in _ours(old) if one.label not in there]
     return Comparison(
         changes=tuple(changes),
         broken=tuple(broken),
@@ -95,10 +95,10 @@ def _ours(result: Result) -> list[Figure]:
 
 
 def _changes(old: Result, new: Result, threshold: float) -> Iterator[Change]:
-    figures = {figure.name: figure for figure in _ours(new)}
+    figures = {figure.label: figure for figure in _ours(new)}
     for figure in _ours(old):
-        if figure.name in figures:
-            yield _change(figure, old, figures[figure.name], new, threshold)
+        if figure.label in figures:
+            yield _change(figure, old, figures[figure.label], new, threshold)
     bars = {bar.text: bar for bar in new.bars if not bar.ours}
     for bar in old.bars:
         if not bar.ours and bar.text in bars:
@@ -117,7 +117,7 @@ def _change(
         factor = findings.quotient(new.median, old.median)
     return Change(
         workload=old_result.name,
-        figure=old.name,
+        figure=old.label,
         unit=old.unit,
         before=before,
         after=after,

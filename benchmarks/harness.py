@@ -68,6 +68,11 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
 
     @property
+    def label(self) -> str:
+        """Its name, and its work where it says so: no two of a workload have the same."""
+        return f"{self.name}, {self.work}" if self.work else self.name
+
+    @property
     def median(self) -> float:
         return statistics.median(self.values)
 

@@ -167,8 +167,7 @@ def _keys(mappings: Iterable[dict[str, Any]]) -> list[str]:
 def _name(figure: Figure, styles: dict[str, plots.Look]) -> Html:
     colour = styles[findings.contender(figure.name)].colour
     spot = tag("span", class_="spot", style=f"background:{colour}")
-    text = f"{figure.name}, {figure.work}" if figure.work else figure.name
-    return tag("td", spot, text, class_=figure.role)
+    return tag("td", spot, figure.label, class_=figure.role)
 
 
 def _speeds(figure: Figure, result: Result) -> list[Html]:

@@ -110,7 +110,7 @@ def contenders(result: Result) -> str:
     rows = []
     for figure in result.outcome.figures:
         row = [
-            f"{figure.name}, {figure.work}" if figure.work else figure.name,
+            figure.label,
             figure.role,
             f"{number(figure.median)} {figure.unit}",
             f"{number(figure.low)}–{number(figure.high)}",
@@ -142,7 +142,7 @@ def costs(result: Result) -> str:
     loads = findings.spread_out(map(findings.readers, result.outcome.figures), 2)
     rows = [
         (
-            figure.name,
+            figure.label,
             f"{sample.operations:,}",
             megabytes(sample.bytes),
             tiers_text(sample.tiers),

@@ -55,4 +55,4 @@ def verdict(bar: Bar, *, short: bool) -> str:
 
 def figure_text(figure: Figure) -> str:
     spread = f"{number(figure.low)}–{number(figure.high)}"
-    return f"{figure.name}: {number(figure.median)} {figure.unit} ({spread})"
+    return f"{figure.label}: {number(figure.median)} {figure.unit} ({spread})"

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import registry, rivals, sources, workload
 from benchmarks.harness import Figure, Outcome, judged
-from benchmarks.measures import cold, epochs, hot, storms, streams, training
+from benchmarks.measures import cold, epochs, hot, metadata, storms, streams, training
 from benchmarks.workload import Workload
 from tiercache.errors import ConfigError
 from tiercache.testing.network import PROFILES
@@ -56,6 +56,12 @@ BENCHMARKS = [
     ("random-64k-nvme", "ns.read ÷ O_DIRECT pread, reads at the same depth", 0.9),
 ]
 
+OUTLIVES_THE_NODE = [
+    ("revalidation", "requests a name", 1.0),
+    ("revalidation", "bytes of data that unchanged objects cost", 0.0),
+    ("revalidation-same-region", "requests a name", 1.0),
+]
+
 # What a measure makes contenders of; all others make registered ones, or sources.
 CONTENDERS = {
     "reads": {*registry.CONTENDERS},
@@ -68,10 +74,13 @@ CONTENDERS = {
     "open-storm": {*storms.RIVALS},
     "stat-storm": {*storms.RIVALS},
     "long-stream-memory": {streams.S3FS},
+    "metadata-commit": {*metadata.CONTENDERS},
+    "metadata-read": {*metadata.CONTENDERS},
+    "metadata-takeover": {*metadata.CONTENDERS},
 }
 
 
-@pytest.mark.parametrize(("name", "text", "limit"), NODE_CACHE + BENCHMARKS)
+@pytest.mark.parametrize(("name", "text", "limit"), NODE_CACHE + BENCHMARKS + OUTLIVES_THE_NODE)
 def test_every_promise_has_its_bar(name: str, text: str, limit: float) -> None:
     (bar,) = [bar for bar in ALL[name].bar if bar.text == text]
     assert limit in (bar.at_most, bar.at_least)
