@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import findings, plots, readme, results
+from benchmarks import answers, findings, plots, readme, results
 from benchmarks.findings import Beat, Per
 from benchmarks.harness import Bar, Figure, Result, Sample
 from benchmarks.results import Report
@@ -301,6 +301,7 @@ def markdown(report: Report, images: dict[str, str] | None = None) -> str:
         "### All bars",
         bars(report),
         *by_workload.get("", []),
+        answers.metadata(report.results),
     ]
     for result in report.results:
         parts += [details(result), *by_workload.get(result.name, [])]

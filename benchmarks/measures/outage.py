@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.harness import Figure, Measured, Outcome, Sample
+from benchmarks.harness import Figure, Measured, Outcome, Sample, Series
 from benchmarks.lab import Lab, path_of
 from benchmarks.registry import measure
 from benchmarks.sampler import histogram, latency
@@ -44,6 +44,9 @@ LOOP_PAUSE_S = 0.001
 # Misses that come in while nobody knows of the outage yet, so that it is noticed.
 MISS_EVERY_S = 0.1
 LIMIT_S = 90.0
+# The loop is at work for so long before the outage, and after it.
+LEAD_S = 1.0
+BIN_S = 0.25
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class Found:
 
     seconds: dict[str, float] = field(default_factory=dict)
     took_ns: dict[str, list[int]] = field(default_factory=dict)
+    series: Series | None = None
 
 
 @measure("outage")
@@ -60,7 +64,7 @@ def outage(lab: Lab, workload: Workload) -> Outcome:
     has a network, an agent and a cache of its own."""
     objects = [path_of(one.key) for one in lab.objects(workload.dataset)]
     found = {}
-    for kind, begin in KINDS.items():
+    for kind in KINDS:
         with lab.network(workload.network) as proxy:
             if proxy is None:
                 raise ValueError(f"{workload.name} names no network: it has nothing to interrupt")
@@ -68,7 +72,7 @@ def outage(lab: Lab, workload: Workload) -> Outcome:
             ttl_s = float(workload.options["ttl_s"])
             mounts = tuple(msgspec.structs.replace(one, ttl_s=ttl_s) for one in settings.mounts)
             with lab.namespace(msgspec.structs.replace(settings, mounts=mounts)) as namespace:
-                found[kind] = _through(workload, namespace, proxy, objects, begin)
+                found[kind] = _through(workload, namespace, proxy, objects, kind)
     numbers = {
         BAR_STALL: max(one.seconds[STALL] for one in found.values()),
         BAR_MISS: max(_p99_ms(one.took_ns[MISS]) for one in found.values()),
@@ -77,6 +81,7 @@ def outage(lab: Lab, workload: Workload) -> Outcome:
     return Outcome(
         figures=tuple(figure for kind, one in found.items() for figure in _figures(kind, one)),
         numbers=numbers,
+        series=tuple(one.series for one in found.values() if one.series is not None),
         sizes={"objects": len(objects), "cached_objects": len(objects) // 2},
         notes=(
             "black hole: connections are accepted and no byte moves; refused: connections are "
@@ -94,16 +99,17 @@ def _through(
     namespace: Namespace,
     proxy: ProxyProcess,
     objects: Sequence[str],
-    begin: Callable[[ProxyProcess], None],
+    kind: str,
 ) -> Found:
     found = Found()
     cached, missing = objects[: len(objects) // 2], objects[len(objects) // 2 :]
     namespace.list(path_of(workload.dataset.folder), recursive=True)
     namespace.prefetch(list(cached), background=False).wait()
     state = State(namespace)
-    with looping(namespace, cached) as waits:
+    with looping(namespace, cached) as reads:
+        time.sleep(LEAD_S)
         begun_s = time.monotonic()
-        begin(proxy)
+        KINDS[kind](proxy)
         with asking(namespace, missing[:1]):
             state.wait(lambda now: now is EndpointState.OFFLINE)
         found.seconds[OFFLINE] = time.monotonic() - begun_s
@@ -125,8 +131,26 @@ def _through(
         found.seconds[ONLINE] = time.monotonic() - healed_s
         _until_filled(namespace, missing[0])
         found.seconds[FILLED] = time.monotonic() - healed_s
-    found.seconds[STALL] = max(waits)
+        time.sleep(LEAD_S)
+    found.seconds[STALL] = max(done_s - begun_s for begun_s, done_s in reads)
+    found.series = _series(kind, reads, begun_s, healed_s)
     return found
+
+
+def _series(
+    kind: str, reads: Sequence[tuple[float, float]], begun_s: float, healed_s: float
+) -> Series:
+    first_s = reads[0][0]
+    counts = [0] * (int((reads[-1][1] - first_s) / BIN_S) + 1)
+    for _, done_s in reads:
+        counts[int((done_s - first_s) / BIN_S)] += 1
+    return Series(
+        name=f"cached reads, {kind}",
+        unit="reads/s",
+        x=tuple((number + 0.5) * BIN_S for number in range(len(counts))),
+        y=tuple(count / BIN_S for count in counts),
+        marks=((begun_s - first_s, "outage begins"), (healed_s - first_s, "outage ends")),
+    )
 
 
 class State:
@@ -150,10 +174,10 @@ class State:
 
 
 @contextmanager
-def looping(namespace: Namespace, paths: Sequence[str]) -> Iterator[list[float]]:
-    """Read cached objects on a thread of its own; yields the seconds that each read took, whole
+def looping(namespace: Namespace, paths: Sequence[str]) -> Iterator[list[tuple[float, float]]]:
+    """Read cached objects on a thread of its own; yields when each read began and was done, whole
     when the context has ended. Raises there what a read raised."""
-    waits: list[float] = []
+    reads: list[tuple[float, float]] = []
     stop = threading.Event()
 
     def loop() -> None:
@@ -161,13 +185,13 @@ def looping(namespace: Namespace, paths: Sequence[str]) -> Iterator[list[float]]
             for path in paths:
                 begun_s = time.monotonic()
                 namespace.read(path)
-                waits.append(time.monotonic() - begun_s)
+                reads.append((begun_s, time.monotonic()))
                 time.sleep(LOOP_PAUSE_S)
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(loop)
         try:
-            yield waits
+            yield reads
         finally:
             stop.set()
         done.result()

@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks import metadata_terms as terms
 from benchmarks import metadata_work as work
 from benchmarks.harness import Figure, Outcome
 from benchmarks.lab import Lab
-from benchmarks.measures import metadata, revalidation
+from benchmarks.measures import attach, metadata, outage, revalidation
 from benchmarks.metadata_work import Store, Task
 from benchmarks.workload import FOLDER, Dataset, Load, Workload, read
 
@@ -70,7 +71,8 @@ def test_every_commit_is_a_put_and_its_floor_is_one_too(lab: Lab) -> None:
     grouped = ours["commit of 100 records"].sample
     assert grouped is not None
     assert grouped.tiers["origin_received_bytes"] > 100 * 50 * grouped.operations
-    assert "requests an hour at rest, 3 ms" in outcome.numbers
+    assert outcome.numbers[terms.at_rest("3 ms")] >= 0
+    assert outcome.numbers[terms.dollars_at_rest("3 ms")] >= 0
 
 
 @pytest.mark.timeout(120)
@@ -80,31 +82,31 @@ def test_a_store_that_was_filled_is_read_scanned_and_opened(lab: Lab) -> None:
     assert outcome.sizes["names"] == NAMES
     assert outcome.sizes["record_bytes"] > NAMES * 100
     slate = _works(outcome, "SlateDB", "3 ms")
-    assert set(slate) == {metadata.COLD, metadata.HOT, metadata.SCAN, metadata.OPEN}
+    assert set(slate) == {terms.COLD, terms.HOT, terms.SCAN, terms.OPEN}
     asked = {
         what: sum(n for kind, n in figure.sample.tiers.items() if "_requests_" in kind)
         for what, figure in slate.items()
         if figure.sample is not None
     }
-    assert asked[metadata.OPEN] > 3
+    assert asked[terms.OPEN] > 3
     # What was just committed is in the engine's memory; only its own upkeep may ask.
-    assert asked[metadata.HOT] <= 4
-    scanned = slate[metadata.SCAN].sample
+    assert asked[terms.HOT] <= 4
+    scanned = slate[terms.SCAN].sample
     assert scanned is not None and scanned.operations >= NAMES
     assert set(_works(outcome, "the fake", "memory")) == {
-        metadata.COLD,
-        metadata.HOT,
-        metadata.SCAN,
+        terms.COLD,
+        terms.HOT,
+        terms.SCAN,
     }
 
 
 @pytest.mark.timeout(120)
 def test_a_takeover_is_timed_until_both_know(lab: Lab) -> None:
     outcome = metadata.takeover(lab, _tiny("metadata-takeover", options={"busy": "no such"}))
-    assert set(_works(outcome, "LMDB", "this disk")) == {metadata.FIRST_COMMIT}
+    assert set(_works(outcome, "LMDB", "this disk")) == {terms.FIRST_COMMIT}
     for where in ("local files", "3 ms"):
         found = _works(outcome, "SlateDB", where)
-        assert set(found) == {metadata.FIRST_COMMIT, metadata.OLD_TOLD}
+        assert set(found) == {terms.FIRST_COMMIT, terms.OLD_TOLD}
         assert all(0 < figure.median < work.OLD_LIMIT_S * 1e3 for figure in found.values())
 
 
@@ -145,6 +147,49 @@ def test_names_that_expired_cost_a_request_and_no_data(lab: Lab) -> None:
         "ns.read_many",
         "ns.read × 64",
     }
-    assert outcome.numbers[revalidation.REQUESTS] <= 1.0
+    assert 0.5 < outcome.numbers[revalidation.REQUESTS] <= 1.0
     assert outcome.numbers[revalidation.DATA] == 0.0
     assert (after.requests - before.requests)["HEAD"] >= 3 * 40
+
+
+@pytest.mark.timeout(120)
+def test_a_fresh_node_lists_what_the_lost_one_knew_and_asks_for_nothing(lab: Lab) -> None:
+    contenders = (metadata.LMDB, "SlateDB, 3 ms")
+    workload = _tiny("metadata-attach", contenders=contenders, options={"pins": 20})
+    outcome = attach.attach(lab, workload)
+    for name, where in (("LMDB", "this disk"), ("SlateDB", "3 ms")):
+        found = _works(outcome, name, where)
+        assert 0 < found[terms.NAMES].median <= found[terms.PINS].median
+    assert outcome.numbers[attach.LISTS] == 0.0
+    assert outcome.numbers[attach.SLOWEST] > 0.0
+    assert outcome.sizes == {"names": NAMES, "pins": 20}
+
+
+@pytest.mark.timeout(120)
+def test_an_outage_is_told_by_the_second(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "KINDS", {"refused": outage.KINDS["refused"]})
+    workload = _tiny(
+        "outage",
+        dataset=Dataset(count=20, bytes="4KiB"),
+        load=Load(operations=10, seconds=1.0),
+        options={"ttl_s": 60.0},
+    )
+    outcome = outage.outage(lab, workload)
+    works = {figure.work for figure in outcome.figures}
+    assert works == {
+        f"{what}, refused"
+        for what in (
+            outage.OFFLINE,
+            outage.ONLINE,
+            outage.FILLED,
+            outage.STALL,
+            outage.MISS,
+            outage.MISSES,
+            outage.HIT,
+        )
+    }
+    assert set(outcome.numbers) == {outage.BAR_STALL, outage.BAR_MISS, outage.BAR_ONLINE}
+    (series,) = outcome.series
+    assert len(series.x) == len(series.y)
+    begins, ends = (at_s for at_s, _ in series.marks)
+    assert 0 < begins < ends < series.x[-1] + outage.BIN_S
