@@ -153,7 +153,7 @@ class Writes:
         located = write.located
         condition = write.condition
         if self._replaces(write):
-            condition = await self._as_it_stands(located)
+            condition = _as_it_stands(await self._standing(located))
         try:
             return await located.origin.put_stream(
                 located.key, self._parts(write), condition=condition, write_id=write.write_id
@@ -181,22 +181,26 @@ class Writes:
         strong = write.located.mount.consistency is Consistency.STRONG
         return strong and isinstance(write.condition, Always)
 
-    async def _as_it_stands(self, located: Located) -> Condition:
-        """Return the condition that what is at the origin now is still there."""
+    async def _standing(self, located: Located) -> ObjectInfo | None:
         try:
-            return IfVersion((await located.origin.head(located.key)).token)
+            return await located.origin.head(located.key)
         except NotFound:
-            return IfAbsent()
+            return None
 
     async def _replace(self, write: Write) -> ObjectInfo:
         """Write over whatever is there, on the condition that it is: then a request that a network
         delivers twice, or late, does nothing the second time."""
         located = write.located
         for _ in range(REPLACE_ROUNDS):
-            condition = await self._as_it_stands(located)
+            standing = await self._standing(located)
+            if standing is not None and standing.write_id == write.write_id:
+                return standing  # a gateway refused what its server had carried out
             with contextlib.suppress(PreconditionFailed):
                 return await located.origin.put(
-                    located.key, bytes(write.head), condition=condition, write_id=write.write_id
+                    located.key,
+                    bytes(write.head),
+                    condition=_as_it_stands(standing),
+                    write_id=write.write_id,
                 )
         raise PreconditionFailed(
             f"other writers replaced it {REPLACE_ROUNDS} times while this one tried to",
@@ -420,6 +424,10 @@ class Writes:
             await self._names.settle()
         with contextlib.suppress(OriginUnavailable):
             await self._names.lookup(target)
+
+
+def _as_it_stands(standing: ObjectInfo | None) -> Condition:
+    return IfAbsent() if standing is None else IfVersion(standing.token)
 
 
 def check_writable(located: Located) -> None:

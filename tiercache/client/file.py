@@ -20,6 +20,7 @@ from tiercache.ports import Buffer
 
 # One frame a part: large enough that the round trip is noise, small enough for the memory.
 PART_BYTES = 4 << 20
+_STRONG = Consistency.STRONG
 
 
 class ReadFile(io.RawIOBase):
@@ -29,15 +30,18 @@ class ReadFile(io.RawIOBase):
     Not thread safe but for ``read_at``. ``read`` returns all it was asked for, except at the end.
     """
 
+    # Set where ``_reader`` asks first
+    _asks_nobody: Callable[[], Reader] | None = None
+
     def __init__(self, path: str, entry: Entry, reader: Callable[[], Reader]) -> None:
         # ``reader`` gives the process's own reader, so that a handle survives a fork.
         self.name = path
         self.mode = "rb"
         self._entry = entry
-        self._any_reader = reader
-        # A frozen version is bound for good, whatever the mount.
-        strong = entry.mount.consistency is Consistency.STRONG and entry.asked == entry.path
-        self._reader = self._validated_reader if strong else reader
+        self._reader = reader
+        if entry.mount.consistency is _STRONG:
+            self._asks_nobody = reader
+            self._reader = self._validated_reader
         self._offset = 0
         self.size = entry.record.size_bytes
 
@@ -49,11 +53,12 @@ class ReadFile(io.RawIOBase):
     def stat(self) -> Stat:
         """What is known of the open version now: when the origin last confirmed it, by this handle
         or any look-up of this process since, and whether it is served stale."""
-        return self._any_reader().stat_of(self._entry)
+        return (self._asks_nobody or self._reader)().stat_of(self._entry)
 
     def _validated_reader(self) -> Reader:
         """Each read of a strong mount asks first. Raises StaleHandle where the name has moved."""
-        reader = self._any_reader()
+        assert self._asks_nobody is not None
+        reader = self._asks_nobody()
         self._entry = reader.validated(self._entry)
         return reader
 

@@ -19,7 +19,8 @@ def read_many(reader: Reader, items: Sequence[Item], on_error: str) -> list[byte
     results: list[bytes | TiercacheError] = []
     for item in items:
         try:
-            results.append(_read(reader, item, outcomes.get(item)))
+            outcome = outcomes.get(item) if outcomes else None
+            results.append(reader.read(*item) if outcome is None else _read(reader, item, outcome))
         except TiercacheError as error:
             if on_error == "raise":
                 raise
@@ -27,12 +28,10 @@ def read_many(reader: Reader, items: Sequence[Item], on_error: str) -> list[byte
     return results
 
 
-def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered | None) -> bytes:
+def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered) -> bytes:
     path, offset, length = item
     if isinstance(outcome, TiercacheError):
         raise outcome
-    if outcome is None:
-        return reader.read(path, offset, length)
     try:
         return reader.read_entry(reader.answered(path, outcome), offset, length)[1]
     except StaleHandle:

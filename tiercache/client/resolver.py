@@ -8,6 +8,7 @@ from tiercache import records, wire
 from tiercache.catalog import SnapshotObject
 from tiercache.client.frozen import Frozen, FrozenNames
 from tiercache.errors import ConfigError, IsADirectory, NotFound
+from tiercache.model import Consistency
 from tiercache.policy import snapshots
 from tiercache.policy.mounts import MountTable
 from tiercache.policy.urls import endpoint_name, identity
@@ -125,7 +126,9 @@ class Resolver:
                 remedy="mount it as it was, or make the snapshot anew",
             )
         binding = Binding(snapshot, frozen.record.created_unix_s, found)
-        return msgspec.structs.replace(name, binding=binding)
+        # A frozen version is bound for good, whatever the mount.
+        mount = msgspec.structs.replace(name.mount, consistency=Consistency.IMMUTABLE)
+        return msgspec.structs.replace(name, mount=mount, binding=binding)
 
     def forget_snapshot(self, snapshot: str) -> None:
         """Resolve names of this snapshot anew: another has its name."""

@@ -34,8 +34,7 @@ def stat_of(path: str, entry: Entry, now_s: float, boot_id: str) -> Stat:
         age,
         entry.stale,
         record.validated_unix_s or -inf,
-        # A frozen version is bound for good, whatever the mount.
-        entry.mount.consistency if entry.asked == entry.path else Consistency.IMMUTABLE,
+        entry.mount.consistency,
     )
 
 

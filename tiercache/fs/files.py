@@ -107,13 +107,17 @@ def _reopened(fs: DirectFileSystem, path: str, version: str, offset: int) -> Rea
 def stat_info(known: Stat) -> dict[str, Any]:
     """Return fsspec's description of an object with what is known of its truth: ``validated`` is
     when the origin last confirmed it, in seconds since 1970 (-inf where nobody knows)."""
-    info = file_info(
-        known.path, size=known.size_bytes, version=known.version, mtime_s=known.mtime_s
-    )
-    info["validated"] = known.validated_unix_s
-    info["stale"] = known.stale
-    info["consistency"] = str(known.consistency)
-    return info
+    return {
+        "name": known.path,
+        "size": known.size_bytes,
+        "type": "file",
+        "mtime": known.mtime_s,
+        "ETag": known.version,
+        "version": known.version,
+        "validated": known.validated_unix_s,
+        "stale": known.stale,
+        "consistency": known.consistency,
+    }
 
 
 def file_info(path: str, *, size: int, version: str, mtime_s: float) -> dict[str, Any]:
