@@ -27,7 +27,7 @@ def doctor(
     ] = True,
     as_document: Annotated[bool, JSON] = False,
 ) -> int:
-    """Check configuration, cache directory, credentials, origins, clock, versions and agent.
+    """Check configuration, cache directory, metadata store, credentials, origins, clock, agent.
 
     Exit 0 where nothing failed, 4 for configuration or credentials, 5 where an origin cannot be
     reached, 1 for anything else.
@@ -45,7 +45,7 @@ def doctor(
 
 
 def _findings(ctx: typer.Context, *, network: bool) -> Iterable[Finding]:
-    from tiercache.cli import diagnosis, diagnosis_origins
+    from tiercache.cli import diagnosis, diagnosis_metadata, diagnosis_origins
 
     yield from diagnosis.versions()
     try:
@@ -59,6 +59,7 @@ def _findings(ctx: typer.Context, *, network: bool) -> Iterable[Finding]:
     yield from diagnosis.cache_directory(settings)
     yield from diagnosis.limits()
     yield from _agent(settings)
+    yield from diagnosis_metadata.metadata_store(settings, network=network)
     yield from diagnosis_origins.credentials(settings)
     if network:
         yield from diagnosis_origins.origins(settings)
