@@ -222,11 +222,12 @@ class IndexStore(IndexReader, Protocol):
 class MetadataStore(Protocol):
     """What must outlive the NVMe: ordered byte keys to byte values, in one of several engines.
 
-    Used from one event loop, by one agent at a time. Keys are 1 to 511 bytes and do not begin
-    with a zero byte (the engine's own); values are 16 MiB at most. Every call ends within the
-    engine's limits of time. Errors: MetadataUnavailable where the store cannot be asked (a
-    commit's outcome is unknown then; putting the same again is safe), MetadataFenced where
-    another agent has taken over, which is for good, and FormatError.
+    Used from one event loop, by one agent at a time. Commits may run at once, and take effect in
+    the order in which they were called. Making a store is its first commit. Keys are 1 to 511
+    bytes and do not begin with a zero byte (the engine's own); values are 16 MiB at most. Every
+    call ends within the engine's limits of time. Errors: MetadataUnavailable where the store
+    cannot be asked (a commit's outcome is unknown then; putting the same again is safe),
+    MetadataFenced where another agent has taken over, which is for good, and FormatError.
     """
 
     @property
@@ -249,8 +250,8 @@ class MetadataStore(Protocol):
     def scan(
         self, prefix: bytes, *, start: bytes = b"", limit: int | None = None
     ) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield pairs whose key begins with ``prefix``, from ``start`` on, in key order, as of
-        the moment it began."""
+        """Yield pairs whose key begins with ``prefix``, from the full key ``start`` on, in key
+        order, all as of one moment: that of its first pair. Exhaust it promptly or close it."""
         ...
 
     async def commit(

@@ -232,6 +232,39 @@ async def test_a_named_profile_whose_credentials_are_renewed(
     await store.close()
 
 
+async def test_a_database_that_died_at_rest_is_opened_again(tmp_path: Path) -> None:
+    """As after an outage in which nobody asked."""
+    for read_only in (False, True):
+        store = await open_metadata(on_files(tmp_path), DEFAULT)
+        await store.commit({b"a": b"1"})
+        asked = store
+        if read_only:
+            asked = await open_metadata(on_files(tmp_path), DEFAULT, read_only=True)
+        assert isinstance(asked, SlateStore)
+        await asked._db.shutdown()
+        assert await asked.get(b"a") == b"1"
+        await asked.flush()
+        await asked.close()
+        await store.close()
+
+
+@pytest.mark.emulator
+async def test_an_opening_slower_than_a_call_goes_on(bucket: Bucket) -> None:
+    """The calls that wait for it give up one after the other; it must not begin again each time."""
+    store = await bucket.open()
+    last = await store.commit({b"a": b"1"})
+    assert isinstance(store, SlateStore)
+    await store._db.shutdown()
+    # Some 25 requests one after the other.
+    bucket.proxy.inject(Fault(first_byte_delay_s=bucket.settings.deadline_s / 15))
+    with pytest.raises(MetadataUnavailable):
+        await store.get(b"a")
+    assert await until_available(lambda: store.get(b"a")) == b"1"
+    assert store.sequence == last
+    bucket.proxy.heal()
+    await store.close()
+
+
 # -- who owns it ------------------------------------------------------------------------------
 
 
