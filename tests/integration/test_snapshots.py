@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +36,7 @@ from tiercache.errors import (
 )
 from tiercache.model import Consistency, JobState, Kind
 from tiercache.namespace import Namespace
-from tiercache.settings import Settings
+from tiercache.settings import MetadataSettings, Settings
 from tiercache.snapshots import Snapshot
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import ObjectServer, S3Server
@@ -462,3 +463,29 @@ def test_odd_names_are_frozen(
 
 def _shown(listing: object) -> set[tuple[str, Kind]]:
     return {(entry.name, entry.kind) for entry in listing}  # type: ignore[attr-defined]
+
+
+def test_a_snapshot_outlives_the_cache_directory(
+    settings: Settings, origin: FileOrigin, tmp_path: Path
+) -> None:
+    objects = origin.fill(13, [70_000, 200_000, 0])
+    store = MetadataSettings(url=f"lmdb:{tmp_path / 'volume'}")
+    settings = msgspec.structs.replace(settings, metadata=store)
+    with namespace(settings, embedded=True) as ns:
+        wait_for(lambda: ns.status()["metadata"]["state"] == "attached")
+        make(ns, "v1", checksums=True)
+        make(ns, "v1", checksums=True, replace=True)
+        make(ns, "gone")
+        ns.snapshots.remove("gone")
+    shutil.rmtree(settings.cache.dir)
+    with namespace(settings, embedded=True) as ns:
+        wait_for(lambda: ns.status()["metadata"]["state"] == "attached")
+        snap = ns.snapshot("v1")
+        assert {one.path[3:] for one in snap.objects()} == set(objects)
+        assert all(snap.read(f"/m/{key}") == data for key, data in objects.items())
+        assert snap.verify().failures == ()
+        with pytest.raises(AlreadyExists):
+            ns.snapshots.create("v1", "/m")
+        assert [record.name for record in ns.snapshots.list()] == ["v1"]
+        first = snap.record.first_part
+        assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", first)}
