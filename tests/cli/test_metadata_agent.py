@@ -71,9 +71,13 @@ def test_from_a_volume_to_the_premium_tier_and_back(
     first = node("cache1", volume)
     right(first("ls", "-R", "/m"))
     right(first("pin", "/m/s"))
+    settled(first)
+    right(first("snapshot", "create", "v1", "/m"))
     stopped(first)
     before = right(first("metadata", "check", "--json")).json
-    assert before["clean"] and before["by_type"]["listing"] >= 1 and before["by_type"]["pin"] == 1
+    types = before["by_type"]
+    assert before["clean"] and types["listing"] >= 1
+    assert [types[name] for name in ("pin", "snapshot", "snapshot-part")] == [1, 1, 1]
 
     right(first("metadata", "copy", volume, tier))
     second = node("cache2", tier)  # another node, with nothing on its device
@@ -81,6 +85,7 @@ def test_from_a_volume_to_the_premium_tier_and_back(
     told = settled(second)
     assert told["url"] == tier and told["imported_records"] >= before["records"]
     assert pins(second) == ["/m/s"]
+    assert right(second("snapshot", "show", "v1", "--json")).json["objects"] == NAMES
     right(second("pin", "/m/big.bin"))
     stopped(second)
 
