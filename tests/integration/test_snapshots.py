@@ -27,6 +27,7 @@ from tests.integration.test_odd_names import NAMES, data_of
 from tiercache import catalog
 from tiercache.errors import (
     AlreadyExists,
+    FormatError,
     IsADirectory,
     NotFound,
     OriginUnavailable,
@@ -34,6 +35,7 @@ from tiercache.errors import (
     TiercacheError,
     Unsupported,
 )
+from tiercache.metadata.lmdb_store import LmdbStore
 from tiercache.model import Consistency, JobState, Kind
 from tiercache.namespace import Namespace
 from tiercache.settings import MetadataSettings, Settings
@@ -330,8 +332,6 @@ def test_a_kill_in_the_middle_leaves_nothing_half_visible(
 
 
 def test_parts_that_a_killed_agent_left_are_removed(settings: Settings, origin: FileOrigin) -> None:
-    from tiercache.metadata.lmdb_store import LmdbStore
-
     origin.put("x", b"x")
     with namespace(settings, embedded=True) as ns:
         first = make(ns, "v1").record.first_part
@@ -348,6 +348,24 @@ def test_parts_that_a_killed_agent_left_are_removed(settings: Settings, origin: 
         assert ns.snapshot("v1").read("/m/x") == b"x"
         ns.pin("/m/x")  # a commit
         assert keys(settings) == {b"sv1", catalog.snapshot_part_key("v1", first)}
+
+
+@pytest.mark.parametrize("damage", [None, b"\x01\x91\xc1", b"\x02\x91\x90"])
+def test_a_part_that_is_lost_or_damaged_is_said_to_be(
+    settings: Settings, origin: FileOrigin, damage: bytes | None
+) -> None:
+    origin.put("x", b"x")
+    with namespace(settings, embedded=True) as ns:
+        first = make(ns, "v1").record.first_part
+    store = LmdbStore(str(Path(settings.cache.dir) / "index.lmdb"))
+    store.commit({catalog.snapshot_part_key("v1", first): damage})
+    store.close()
+    with namespace(settings, embedded=True) as ns:
+        with pytest.raises(FormatError, match="v1"):
+            ns.snapshot("v1").read("/m/x")
+        assert ns.read("/m/x") == b"x"
+        ns.snapshots.remove("v1")
+        assert make(ns, "v1").read("/m/x") == b"x"
 
 
 def test_a_cancelled_one_leaves_nothing(

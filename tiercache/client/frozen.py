@@ -77,13 +77,16 @@ class Frozen:
                 "began to read it",
                 path=snapshots.join(name),
             )
-        if raw is None:
+        try:
+            if raw is None:
+                raise msgspec.DecodeError("it is not there")
+            objects = _part(catalog.body(key, raw)).objects
+        except msgspec.DecodeError as error:
             raise FormatError(
-                f"the snapshot {name} lacks its part {number}",
+                f"the snapshot {name} lacks its part {number}: {error}",
                 path=snapshots.join(name),
                 remedy=f"tiercache snapshot rm {name}, and create it anew",
-            )
-        objects = _part(catalog.body(key, raw)).objects
+            ) from error
         with self._lock:
             if number not in self._parts:
                 self._parts[number] = objects
