@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,8 @@ def test_stat_and_what_some_missing_paths_mean(cli: Cli) -> None:
     assert file["size_bytes"] == len(BIG)
     assert file["cached_bytes"] == 0
     assert file["age_s"] >= 0 and file["stale"] is False
+    assert file["consistency"] == "eventual"
+    assert abs(time.time() - datetime.fromisoformat(file["validated_at"]).timestamp()) < 60
     assert directory["kind"] == "directory"
     assert cli("stat", "/m/nope").code == 3
     assert "size      3145728 (3.0 MiB)" in cli("stat", "/m/big.bin").text
