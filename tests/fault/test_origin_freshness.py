@@ -249,6 +249,34 @@ def test_many_names_past_their_time_are_asked_for_at_once(
     assert 4 <= rig.proxy.peak_in_flight <= 8
 
 
+def test_many_names_of_one_directory_are_asked_for_by_one_list(rig: Rig) -> None:
+    names = [f"many/{number:03}" for number in range(100)]
+    for name in names:
+        rig.put(name, name.encode())
+    ns = rig.namespace(ttl_s=1.0)
+    items = [(f"/m/{name}", 0, None) for name in names]
+    expected = [name.encode() for name in names]
+    assert len(ns.list("/m/many")) == len(names)
+    assert ns.read_many(items) == expected
+    rig.put("many/003", b"changed")
+    rig.delete("many/004")
+    time.sleep(1.0)
+    rig.proxy.clear()
+    answers = ns.read_many_or_errors(items)
+    assert answers[3] == b"changed" and isinstance(answers[4], NotFound)
+    assert answers[:3] + answers[5:] == expected[:3] + expected[5:]
+    heads, lists = rig.proxy.exchanges("HEAD"), rig.proxy.exchanges("GET", "list-type")
+    # One listing; for what it lacks a HEAD, and a listing for whether that is a directory.
+    assert len(heads) == 1 and len(lists) == 2
+    (changed,) = [one for one in rig.proxy.exchanges("GET") if one not in lists]
+    assert changed.path.endswith("/many/003"), "no data of what has not changed"
+    # A handful is asked for one by one.
+    time.sleep(1.0)
+    rig.proxy.clear()
+    assert ns.read_many(items[5:15]) == expected[5:15]
+    assert rig.proxy.counts() == {"HEAD": 10}
+
+
 def test_a_slow_head_keeps_nobody_from_a_change(rig: Rig) -> None:
     """Who asks a ttl after a HEAD was sent that is still out must not be told what it saw."""
     ns = rig.namespace(ttl_s=TTL_S)

@@ -19,6 +19,7 @@ from tiercache.agent.catalog import Catalog
 from tiercache.agent.chunks import checksums
 from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
+from tiercache.agent.expired import MIN_NAMES, Expired
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
@@ -109,6 +110,7 @@ class Engine:
         self.names = Names(plane, self.mounts, self.catalog)
         self.endpoints = parts.endpoints
         self._reach = Reach(self.index, parts.endpoints, parts.clock)
+        self.expired = Expired(plane.index, self.mounts, self.names, parts.clock)
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
@@ -282,6 +284,8 @@ class Engine:
 
     async def fill_many(self, request: wire.FillMany) -> wire.FilledMany:
         came_s = self.clock.now()
+        if len(request.items) >= MIN_NAMES:
+            await self.expired.revalidate(path for path, _, _ in request.items)
         done = await asyncio.gather(*(self._fill_item(item, came_s) for item in request.items))
         return wire.FilledMany(
             tuple(failed for failed, _ in done), tuple(found for _, found in done)
