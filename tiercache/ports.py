@@ -48,7 +48,11 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class IfAbsent:
-    """Write only where no object is."""
+    """Write only where no object is. With ``may_repeat`` a lost answer may be followed by a second
+    request where nothing is found: if the first was carried out, and what it made was removed
+    since, the object comes back. Without, the outcome is unknown then."""
+
+    may_repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,6 +329,20 @@ def test_an_absence_that_was_asked_for_long_ago_is_shared_by_nobody(rig: Rig) ->
     asking.result(30)
 
 
+@pytest.mark.parametrize("consistency", [Consistency.IMMUTABLE, Consistency.EVENTUAL])
+def test_reading_on_in_a_handle_does_not_make_its_name_fresh_again(
+    rig: Rig, consistency: Consistency
+) -> None:
+    ns = rig.namespace(consistency, ttl_s=3600.0)
+    assert ns.read("/m/object") == DATA
+    with ns.open("/m/object") as file:
+        assert file.read(10) == DATA[:10]
+        rig.put("object", b"replaced")
+        ns.invalidate("/m/object")
+        assert file.read_at(0, 10) == DATA[:10]
+        assert ns.read("/m/object") == b"replaced"
+
+
 def test_processes_share_what_is_known(rig: Rig) -> None:
     ns = rig.namespace(ttl_s=3600.0)
     assert ns.read("/m/object") == DATA

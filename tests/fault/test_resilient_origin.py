@@ -363,10 +363,32 @@ async def test_a_put_that_never_arrived_is_repeated(bench: Bench) -> None:
     bench.proxy.inject(Fault(respond_status=500, methods=("PUT",), times=2))
     await origin.put("k", b"22", condition=IfVersion(first.token))
     bench.proxy.inject(Fault(respond_status=500, methods=("PUT",), times=1))
-    await origin.put("new", b"3", condition=IfAbsent())
+    await origin.put("new", b"3", condition=IfAbsent(may_repeat=True))
     bench.proxy.inject(Fault(respond_status=500, methods=("PUT",), times=1))
     await origin.put("k", b"4444")
     assert (bench.peek("k"), bench.peek("new")) == (b"4444", b"3")
+
+
+@pytest.mark.parametrize("may_repeat", [True, False])
+async def test_what_was_created_and_removed_comes_back_only_where_it_may(
+    bench: Bench, may_repeat: bool
+) -> None:
+    """The creation's answer is lost, and before anybody looks, another removes what it made."""
+    origin = bench.origin(deadline_s=20.0)
+    bench.proxy.inject(Fault(respond_status=503, methods=("HEAD",)))
+    bench.proxy.inject(Fault(lose_answer=True, methods=("PUT",), times=1))
+    condition = IfAbsent(may_repeat=may_repeat)
+    putting = asyncio.ensure_future(origin.put("new", b"mine", condition=condition))
+    while not bench.proxy.counts()["HEAD"]:
+        await asyncio.sleep(0.01)
+    bench.server.delete(bench.bucket, "new")
+    bench.proxy.heal()
+    if may_repeat:
+        assert (await putting).size_bytes == 4 and bench.peek("new") == b"mine"
+        return
+    with pytest.raises(OriginUnavailable, match="outcome is unknown"):
+        await putting
+    assert bench.server.keys(bench.bucket) == []
 
 
 async def test_a_true_conflict_stays_one(bench: Bench) -> None:

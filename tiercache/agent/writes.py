@@ -110,7 +110,8 @@ class Writes:
             case "overwrite":
                 condition = Always()
             case "create":
-                condition = IfAbsent()
+                strong = located.mount.consistency is Consistency.STRONG
+                condition = IfAbsent(may_repeat=not strong)
             case "if-version":
                 condition = IfVersion(token)
             case _:

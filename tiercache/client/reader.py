@@ -339,9 +339,9 @@ class Reader:
             raise StaleHandle("the object was replaced or removed", path=entry.path)
         same = entry if entry.generation == generation else None
         newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
-        newer.raw, newer.generation = raw, generation
-        newer.fresh_until_s, newer.stale = entry.fresh_until_s, entry.stale
-        newer.epoch, newer.asked = epoch, entry.asked
+        newer.raw, newer.generation, newer.epoch, newer.asked = raw, generation, epoch, entry.asked
+        doubted = record.validated_s == -inf and entry.asked == entry.path
+        newer.fresh_until_s, newer.stale = -inf if doubted else entry.fresh_until_s, entry.stale
         if self._hot.get(entry.asked) is entry:
             self._hot[entry.asked] = newer
         return newer

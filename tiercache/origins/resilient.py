@@ -336,12 +336,12 @@ class ResilientOrigin:
         match condition:
             case Always():
                 repeat = True
-            case IfAbsent():
-                repeat = found is None
+            case IfAbsent(may_repeat):
+                repeat = found is None and may_repeat
             case IfVersion(token):
                 repeat = found is not None and found.token == token
         if not repeat:
-            # Another's object is there: ours was refused, or stood there for a moment.
+            # Another's object is there, or none: ours was refused, or stood there for a moment.
             raise _unknown(None, path)
         return None
 

@@ -123,13 +123,13 @@ def _search(operations: Sequence[Operation], mode: Mode) -> Search:
     search = linearizable.check(operations)
     if mode.linearizable or search.verdict is not Verdict.VIOLATED:
         return search
-    # A change without a condition whose answer was lost is sent again where another's change is
-    # found in its place (docs/semantics.md): it may then have happened twice.
+    # A change whose answer was lost is sent again where another's change, or nothing, is found in
+    # its place (docs/semantics.md): it may then have happened twice.
     repeatable = [
         found
         for found in operations
         if found.site != ORIGIN
-        and found.kind in (Kind.WRITE, Kind.DELETE)
+        and found.kind in (Kind.WRITE, Kind.CREATE, Kind.DELETE)
         and found.outcome is not Outcome.FAILED
     ]
     return linearizable.check(operations, repeatable=repeatable)
