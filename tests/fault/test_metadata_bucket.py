@@ -273,10 +273,8 @@ async def test_an_agent_that_was_fenced_by_mistake_opens_again(tmp_path: Path) -
     store = await open_metadata(on_files(tmp_path), DEFAULT)
     last = await store.commit({b"a": b"1"})
     raw = await open_raw(tmp_path)
-    with pytest.raises(MetadataUnavailable):
-        await store.commit({b"a": b"2"})
-    await store.check_owner()
     assert await until_available(lambda: store.commit({b"a": b"3"})) == last + 1
+    await store.check_owner()
     with pytest.raises(slate.Error.Closed):
         await (await raw.put(b"a", b"lost")).await_durable()
     assert await store.get(b"a") == b"3"
@@ -336,6 +334,28 @@ async def test_a_damaged_manifest(tmp_path: Path) -> None:
     with pytest.raises(FormatError) as caught:
         await open_metadata(on_files(tmp_path), DEFAULT)
     assert str(tmp_path) in caught.value.path and caught.value.remedy
+
+
+async def test_a_file_where_a_directory_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a letter")
+    for read_only in (False, True):
+        with pytest.raises((MetadataUnavailable, NotFound)) as caught:
+            await open_metadata(on_files(tmp_path), DEFAULT, read_only=read_only)
+        assert str(tmp_path) in caught.value.path and caught.value.remedy
+
+
+async def test_a_cancelled_commit_disturbs_no_other(tmp_path: Path) -> None:
+    store = await open_metadata(on_files(tmp_path), DEFAULT)
+    for turns in range(1, 12):
+        tasks = [asyncio.create_task(store.commit({b"k%d" % n: b"1"})) for n in range(10)]
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        tasks[5].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [found for found in outcomes if not isinstance(found, int)]
+        assert all(isinstance(found, asyncio.CancelledError) for found in failed)
+        assert len(failed) <= 1
+    await store.close()
 
 
 async def test_the_owner_is_gone(tmp_path: Path) -> None:

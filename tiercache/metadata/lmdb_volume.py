@@ -51,6 +51,8 @@ NOBODYS = frozenset({"lost+found"})
 # What one turn of the reading thread brings: few enough for a `get` to wait ~1 ms behind it.
 SCAN_PAIRS = 512
 SCAN_BYTES = 4 * 1024 * 1024
+# After so many commits, what readers held that were killed is free again; ~10 µs.
+READER_CHECK_COMMITS = 100
 
 _T = TypeVar("_T")
 
@@ -167,10 +169,13 @@ class LmdbVolume:
             if value != required:
                 raise unmet(key, path=self._url)
         try:
-            return store.commit(batch)
+            sequence = store.commit(batch)
         except OSError:
             store.reopen()
             raise
+        if sequence % READER_CHECK_COMMITS == 0:
+            store.reader_check()
+        return sequence
 
     async def flush(self) -> None:
         """Nothing is held back."""

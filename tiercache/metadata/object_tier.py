@@ -52,6 +52,7 @@ OWNER = "owner"
 # Between two attempts to read the owner. The deadline of the call bounds them.
 RETRY_PAUSES_S = (0.1, 0.4, 1.6)
 NEVER_S = float("inf")
+LOOK = "look at the object store and the way to it"
 
 _KINDS = {
     "s3": (slate.ObjectStoreType.S3, "bucket"),
@@ -104,9 +105,11 @@ class ObjectTier:
         if read_only and not os.path.isdir(self._url.bucket):
             raise no_store_here(str(self._url))
         try:
-            return LocalStore(self._url.bucket, mkdir=not read_only)
+            if not read_only:
+                os.makedirs(self._url.bucket, mode=0o700, exist_ok=True)
+            return LocalStore(self._url.bucket)
         except OBSTORE_ERRORS as error:
-            raise translate(error, path=str(self._url)) from None
+            raise self._translated(error) from None
 
     # Who owns it
 
@@ -203,7 +206,7 @@ class ObjectTier:
             case NotFound():
                 return bucket_missing(str(self._url))
             case OriginUnavailable():
-                return MetadataUnavailable(found.message, path=str(self._url))
+                return MetadataUnavailable(found.message, path=str(self._url), remedy=LOOK)
             case _:
                 return found
 
@@ -240,14 +243,17 @@ class ObjectTier:
         return options
 
     async def renewed(self) -> bool:
-        """Whether the chain hands out other credentials than ``access`` got; asks it seldom."""
+        """Whether the chain hands out other credentials than ``access`` got. While it does not,
+        it is asked seldom."""
         if self._boto is None or _now_s() < self._look_again_s:
             return False
-        self._look_again_s = _now_s() + CREDENTIAL_TTL.total_seconds()
         try:
-            return (await asyncio.to_thread(self._boto))["access_key_id"] != self._key_id
+            if (await asyncio.to_thread(self._boto))["access_key_id"] != self._key_id:
+                return True
         except AccessDenied:
-            return False  # those that it has may hold for minutes yet
+            pass  # those that SlateDB has may hold for minutes yet
+        self._look_again_s = _now_s() + CREDENTIAL_TTL.total_seconds()
+        return False
 
 
 def no_store_here(path: str) -> NotFound:

@@ -40,7 +40,7 @@ from tiercache.metadata.bookkeeping import (
     new_identity,
     unmet,
 )
-from tiercache.metadata.object_tier import ObjectTier, Owner, no_store_here
+from tiercache.metadata.object_tier import LOOK, ObjectTier, Owner, no_store_here
 from tiercache.metadata.slatedb_bytes import install as install_fast_bytes
 from tiercache.ports import NOTHING_REQUIRED
 
@@ -133,6 +133,7 @@ class SlateStore:
         self._written = 0  # handed to SlateDB
         self._fenced: MetadataFenced | None = None
         self._closed = False
+        self._calls = 0  # under way
         self._failure = ""
         self._try_again_s = 0.0
         self._logged = 0  # commits since the last table
@@ -228,7 +229,7 @@ class SlateStore:
     ) -> int:
         check_commit(batch, preconditions)
         self._require_writer()
-        async with self._bounded():
+        async with self._call() as bound:
             async with self._turn:
                 db = await self._ready()
                 # We are the only writer, and this is our turn: what is read here holds when the
@@ -243,8 +244,8 @@ class SlateStore:
             except slate.Error as error:
                 raise await self._failed(db, error) from error
             except asyncio.CancelledError:
-                # It may hang for good, and those behind it too: open anew.
-                self._discard(db)
+                if bound.expired():  # it may hang for good, and those behind it too: open anew
+                    self._discard(db)
                 raise
         self._sequence = max(self._sequence, sequence)
         self._count_logged(db)
@@ -367,9 +368,11 @@ class SlateStore:
                     await self._require_owner()
             async with self._bounded(OPENING_DEADLINES):
                 await self._open()
+        except TiercacheError as error:
+            self._failure = error.message
+            self._try_again_s = asyncio.get_running_loop().time() + HOLD_OFF_S
+            raise
         finally:
-            if self._db is None:
-                self._try_again_s = asyncio.get_running_loop().time() + HOLD_OFF_S
             self._opening = None
 
     async def _alive(self) -> bool:
@@ -381,7 +384,8 @@ class SlateStore:
         if db.status().close_reason is not None:
             self._discard(db)
             return False
-        if await self._tier.renewed():
+        # To be opened with other credentials it must be at rest: what is under way would fail.
+        if self._calls == 1 and await self._tier.renewed() and self._calls == 1:
             self._discard(db)
             return False
         return True
@@ -463,7 +467,7 @@ class SlateStore:
     # Failing
 
     async def _asked(self, ask: Callable[[Any], Awaitable[_T]]) -> _T:
-        async with self._bounded():
+        async with self._call():
             db = await self._ready()
             try:
                 return await ask(db)
@@ -471,12 +475,21 @@ class SlateStore:
                 raise await self._failed(db, error) from error
 
     @asynccontextmanager
-    async def _bounded(self, deadlines: int = 1) -> AsyncIterator[None]:
+    async def _call(self) -> AsyncIterator[asyncio.Timeout]:
+        self._calls += 1
+        try:
+            async with self._bounded() as bound:
+                yield bound
+        finally:
+            self._calls -= 1
+
+    @asynccontextmanager
+    async def _bounded(self, deadlines: int = 1) -> AsyncIterator[asyncio.Timeout]:
         """End what is inside at the deadline, or at a multiple of it."""
         bound_s = self._deadline_s * deadlines
         try:
-            async with asyncio.timeout(bound_s):
-                yield
+            async with asyncio.timeout(bound_s) as bound:
+                yield bound
         except TimeoutError as error:
             raise self._unavailable(f"no answer within {bound_s:g} s") from error
 
@@ -486,7 +499,7 @@ class SlateStore:
         if not isinstance(error, slate.Error.Closed):
             return self._unavailable(_said(error))
         if error.reason == slate.CloseReason.CLEAN:  # by another call, which failed
-            return self._unavailable(self._failure)
+            return self._unavailable(self._failure or _said(error))
         if _is_fenced(error):
             try:
                 await self._require_owner()
@@ -498,9 +511,7 @@ class SlateStore:
 
     def _unavailable(self, message: str) -> MetadataUnavailable:
         self._failure = message
-        return MetadataUnavailable(
-            message, path=self._url, remedy="look at the object store and the way to it"
-        )
+        return MetadataUnavailable(message, path=self._url, remedy=LOOK)
 
     def _discard(self, db: Any) -> None:
         """Shut a database down that nobody is to use any more, on a task of its own."""
