@@ -179,6 +179,16 @@ def test_placement_costs_the_store_nothing(rig: MetadataRig) -> None:
     assert not rig.store_proxy.exchanges("PUT")
 
 
+def test_confirming_a_name_again_and_again_costs_the_store_nothing(rig: MetadataRig) -> None:
+    ns = rig.node("node", Consistency.CLOSE_TO_OPEN)
+    assert ns.read("/m/d/00") == DATA
+    before = attached(ns)
+    for _ in range(30):
+        assert ns.read("/m/d/00") == DATA
+    after = attached(ns)
+    assert after["committed_keys"] - before["committed_keys"] <= 1  # a minute may have ended
+
+
 def test_a_client_with_another_store_is_refused(rig: MetadataRig) -> None:
     ns = rig.node("node", embedded=False)
     attached(ns)

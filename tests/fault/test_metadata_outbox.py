@@ -6,14 +6,16 @@ import asyncio
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from tests.fault.metadata_node import Node, object_key, quicken, run
+from tests.fault.metadata_node import Node, object_key, object_record, quicken, run
 from tiercache import records
 from tiercache.agent import catalog as catalog_module
-from tiercache.agent.projection import WRITER_KEY
+from tiercache.agent.projection import WRITER_KEY, is_news
+from tiercache.clock import FakeClock
 from tiercache.errors import MetadataFenced
 from tiercache.model import Kind
 from tiercache.settings import MetadataSettings
@@ -74,6 +76,30 @@ def test_absence_and_doubt_are_no_knowledge(tmp_path: Path) -> None:
         await node.stop()
 
     run(work)
+
+
+@pytest.mark.parametrize(
+    ("changes", "news"),
+    [
+        ({}, False),
+        ({"validated_s": 9.0, "validated_unix_s": 659.0}, False),  # the same minute
+        ({"validated_s": 9.0, "validated_unix_s": 660.0}, True),
+        ({"data_id": 7, "packed": True}, False),
+        ({"token": "v2"}, True),
+        ({"size_bytes": 6}, True),
+        ({"mtime_s": 1.0}, True),
+        ({"kind": Kind.DIRECTORY}, True),
+        ({"kind": Kind.ABSENT}, True),
+    ],
+)
+def test_a_confirmation_is_news_once_a_minute(changes: dict[str, Any], news: bool) -> None:
+    known = msgspec.structs.replace(
+        object_record("a", "v1", Kind.FILE, FakeClock()), validated_unix_s=605.0
+    )
+    assert is_news(known, msgspec.structs.replace(known, **changes)) is news
+    absent = msgspec.structs.replace(known, kind=Kind.ABSENT)
+    assert is_news(absent, known) and is_news(None, known)
+    assert not is_news(None, absent) and not is_news(absent, absent)
 
 
 def test_what_waits_goes_in_order_and_each_name_once(tmp_path: Path) -> None:

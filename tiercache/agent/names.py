@@ -32,6 +32,7 @@ from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.offline import OfflineNames, refused_by_mount, unknown_name
 from tiercache.agent.pending import Pending
 from tiercache.agent.plane import Plane
+from tiercache.agent.projection import is_news
 from tiercache.errors import NotFound, OriginUnavailable
 from tiercache.model import Consistency, Entry, Kind, ObjectInfo
 from tiercache.policy.freshness import (
@@ -317,8 +318,7 @@ class Names:
                 mtime_s=info.mtime_s or known.mtime_s,
                 validated_unix_s=self._unix_s(sent_s),
             )
-            self._index.learn_object(located.digest, record)
-            return record
+            return self._put(located, known, record)
         if known is not None and self._is_bound(located, known):
             return known
         return self._replace(located, kind, info, sent_s)
@@ -335,10 +335,13 @@ class Names:
             self._contents.drop_object(known)
             self._moved = True
         record = self._new_record(located, kind, info, sent_s)
-        if kind is Kind.ABSENT and (known is None or known.kind is Kind.ABSENT):
-            self._index.put_object(located.digest, record)  # nothing that outlives its ttl
-        else:
-            self._index.learn_object(located.digest, record)
+        return self._put(located, known, record)
+
+    def _put(
+        self, located: Located, known: ObjectRecord | None, record: ObjectRecord
+    ) -> ObjectRecord:
+        put = self._index.learn_object if is_news(known, record) else self._index.put_object
+        put(located.digest, record)
         return record
 
     def changed_here(

@@ -28,6 +28,25 @@ class WriterRecord(msgspec.Struct, frozen=True, array_like=True):
     sequence: int
 
 
+def is_news(known: ObjectRecord | None, record: ObjectRecord) -> bool:
+    """Return whether ``record`` says more of its name than ``known`` did. That nothing has changed
+    is news once a minute: strong reads confirm a name thousands of times a second."""
+    if record.kind is Kind.ABSENT:
+        return known is not None and known.kind is not Kind.ABSENT
+    if known is None or _minute(known) != _minute(record):
+        return True
+    return (known.kind, known.token, known.size_bytes, known.mtime_s) != (
+        record.kind,
+        record.token,
+        record.size_bytes,
+        record.mtime_s,
+    )
+
+
+def _minute(record: ObjectRecord) -> float:
+    return record.validated_unix_s // 60.0
+
+
 def encode_writer(record: WriterRecord) -> bytes:
     return bytes([catalog.FORMAT_VERSION]) + msgspec.msgpack.encode(record)
 
