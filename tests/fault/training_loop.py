@@ -19,7 +19,7 @@ from tiercache.fs import TierCacheFileSystem
 from tiercache.namespace import Namespace
 from tiercache.settings import Settings
 
-STEP_S = 0.02
+STEP_S = 0.03
 BEAT_S = 0.01
 
 

@@ -144,6 +144,7 @@ class Engine:
             self.snapshots.recover()
         self.catalog.start()
         self.jobs.resume()
+        self._reach.start()
         self._ticker = asyncio.create_task(self._tick())
 
     def _imported_pins(self) -> None:
@@ -165,8 +166,6 @@ class Engine:
             with contextlib.suppress(OSError, TiercacheError):  # the device's next user reports it
                 self.space.measure_overhead()
                 self.space.reap()
-                if self._reach.keep():
-                    await self.index.flush()
                 if self.clock.now() - checked_s >= READER_CHECK_S:
                     checked_s = self.clock.now()
                     loop = asyncio.get_running_loop()
@@ -176,6 +175,7 @@ class Engine:
         """End jobs and fills, make everything durable, close everything."""
         if self._ticker is not None:
             self._ticker.cancel()
+        await self._reach.stop()
         await self.jobs.stop()
         await self.snapshots.stop()
         await self.writes.stop()

@@ -3,13 +3,18 @@ the middle of an outage need not find it out anew. Owned by the event loop."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from tiercache import records
 from tiercache.agent.index import Index
 from tiercache.clock import Clock
 from tiercache.ports import Endpoints
 from tiercache.records import EndpointRecord
 
-# An outage is written down once in so long. After a kill the next agent believes what is at most
+# How soon an outage is written down that was noticed.
+LOOK_S = 0.25
+# And how often again. After a kill the next agent believes what is at most
 # BELIEVED_S old: long enough for a restart of the node, short enough that nobody who comes back
 # the next day begins with an outage of yesterday. The first probe is sent at once in any case.
 KEEP_EVERY_S = 10.0
@@ -24,6 +29,7 @@ class Reach:
         self._endpoints = endpoints
         self._clock = clock
         self._kept_s: dict[str, float] = {}
+        self._task: asyncio.Task[None] | None = None
 
     def recall(self) -> None:
         """Begin with what a former agent left."""
@@ -36,8 +42,23 @@ class Reach:
             else:
                 self._index.put(key, None)
 
-    def keep(self) -> bool:
-        """Put what has changed, and say whether anything has; the caller flushes."""
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._keep():
+                with contextlib.suppress(OSError):  # the device's next user reports it
+                    await self._index.flush()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _keep(self) -> bool:
+        """Put what has changed, and say whether anything has."""
         now_s = self._clock.now()
         changed = False
         for endpoint in self._endpoints.all():
