@@ -219,7 +219,7 @@ class SiteClient:
 
     def _handle(self, step: Step) -> Seen:
         with self._ns.open(self._path(step), "rb") as file:
-            seen = Seen(token=file.version, stale=file._entry.stale, returned_s=self._clock.now())
+            seen = Seen(token=file.version, stale=file.stat.stale, returned_s=self._clock.now())
             values = {self._value_of(file.size)}
             try:
                 for start, end in ((0, PAGE_BYTES), (PAGE_BYTES, file.size)):

@@ -34,13 +34,18 @@ def shrink(
 
 
 def _closed(operations: Sequence[Operation]) -> list[Operation]:
-    """Leave out what speaks of values that nobody writes any more."""
-    written = {found.value for found in operations if found.kind.is_write} | {"", ABSENT}
-    return [
-        found
-        for found in operations
-        if found.expected in written and (found.says is None or found.says in written)
-    ]
+    """Leave out what speaks of values that nobody writes any more, and what speaks of that."""
+    left = list(operations)
+    while True:
+        written = {found.value for found in left if found.kind.is_write} | {"", ABSENT}
+        closed = [
+            found
+            for found in left
+            if found.expected in written and (found.says is None or found.says in written)
+        ]
+        if len(closed) == len(left):
+            return left
+        left = closed
 
 
 def render(history: History, violation: Violation, *, about: str = "") -> str:
