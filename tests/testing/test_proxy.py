@@ -284,3 +284,20 @@ def test_a_dead_server_looks_dead(s3: S3Server) -> None:
         with pytest.raises(OSError, match=r"reset|refused|closed"):
             urllib.request.urlopen(proxy.url, timeout=5)
         assert proxy.exchanges()[0].status == 0
+
+
+def test_an_upload_that_breaks_off_before_its_first_byte_leaves_no_empty_object(
+    proxy: FaultyProxy, s3: S3Server, bucket: str
+) -> None:
+    """SeaweedFS takes a head and an orderly end of the connection for an empty object."""
+    s3.put(bucket, "k", b"before")
+    url = client_of(proxy).generate_presigned_url("put_object", {"Bucket": bucket, "Key": "k"})
+    place, target = url.removeprefix("http://").split("/", 1)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+            head = f"PUT /{target} HTTP/1.1\r\nHost: {place}\r\nContent-Length: 3000\r\n\r\n"
+            sock.sendall(head.encode())
+            time.sleep(0.05)  # the server has the head
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            assert s3.get(bucket, "k") == b"before"
