@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
 
 from benchmarks import metadata_terms as terms
 from benchmarks import metadata_work as work
@@ -97,7 +99,6 @@ def _place(lab: Lab, stack: ExitStack, name: str, prefix: str) -> Place:
             name=engine,
             where=where,
             store=Store("engine", f"file://{folder}/store"),
-            floor=Store("objects", f"file://{folder}/objects"),
         )
     if name not in DELAYS_MS:
         raise ValueError(f"no contender {name!r}; there are {', '.join(CONTENDERS)}")
@@ -123,6 +124,16 @@ def sampling(lab: Lab, trainer: Trainer, place: Place) -> Callable[[], Sampling]
     """The process that has the engine is the agent's part. Where the origin is no part of it, no
     request of another counts."""
     return lab.sampler(processes=lambda: {"agent": [trainer.pid]}, proxy=place.proxy)
+
+
+def plain(figures: Iterable[Figure]) -> Iterator[Figure]:
+    """Leave out whole distributions: the quantiles are told, and no plot can show thirty lines."""
+    for figure in figures:
+        sample = figure.sample
+        if sample is not None and sample.latency is not None:
+            latency = msgspec.structs.replace(sample.latency, histogram="")
+            sample = msgspec.structs.replace(sample, latency=latency)
+        yield msgspec.structs.replace(figure, sample=sample)
 
 
 # -- commits --------------------------------------------------------------------------------
@@ -155,7 +166,7 @@ def commit(lab: Lab, workload: Workload) -> Outcome:
                         sampler=sampling(lab, trainer, place),
                     )
             race.run(load.rounds, warm_up=0)
-            figures += race.figures
+            figures += plain(race.figures)
         numbers = rest.numbers(figures)
         for store in stores:
             trainer.run(work.close_store, store)
@@ -296,7 +307,7 @@ def read(lab: Lab, workload: Workload) -> Outcome:
                         sampler=sampling(lab, trainer, place),
                     )
             race.run(load.rounds, warm_up=0)
-            figures += race.figures
+            figures += plain(race.figures)
         figures += _scans(lab, workload, session, found)
         session.close()
     return Outcome(

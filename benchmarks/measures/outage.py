@@ -18,6 +18,7 @@ import msgspec
 
 from benchmarks.harness import Figure, Measured, Outcome, Sample, Series
 from benchmarks.lab import Lab, path_of
+from benchmarks.measures.metadata import plain
 from benchmarks.registry import measure
 from benchmarks.sampler import histogram, latency
 from benchmarks.workload import Workload
@@ -79,7 +80,9 @@ def outage(lab: Lab, workload: Workload) -> Outcome:
         BAR_ONLINE: max(one.seconds[ONLINE] for one in found.values()),
     }
     return Outcome(
-        figures=tuple(figure for kind, one in found.items() for figure in _figures(kind, one)),
+        figures=tuple(
+            figure for kind, one in found.items() for figure in plain(_figures(kind, one))
+        ),
         numbers=numbers,
         series=tuple(one.series for one in found.values() if one.series is not None),
         sizes={"objects": len(objects), "cached_objects": len(objects) // 2},
