@@ -60,6 +60,9 @@ OUTLIVES_THE_NODE = [
     ("revalidation", "requests a name", 1.0),
     ("revalidation", "bytes of data that unchanged objects cost", 0.0),
     ("revalidation-same-region", "requests a name", 1.0),
+    ("metadata-attach", "until names and pins are there, the slowest engine", 2.0),
+    ("metadata-attach", "LIST requests at the origin", 0.0),
+    ("outage", "the longest stall of a loop over cached data", 1.0),
 ]
 
 # What a measure makes contenders of; all others make registered ones, or sources.
@@ -77,6 +80,7 @@ CONTENDERS = {
     "metadata-commit": {*metadata.CONTENDERS},
     "metadata-read": {*metadata.CONTENDERS},
     "metadata-takeover": {*metadata.CONTENDERS},
+    "metadata-attach": {*metadata.CONTENDERS},
 }
 
 
