@@ -34,5 +34,5 @@ def test_random_histories(
     assert not outcomes.bad, summary(mode, outcomes)
     # Of nothing but errors every mode would be true.
     done = outcomes.operations
-    assert sum(done[f"{kind} ok"] for kind in ("read", "handle", "stat")) > 8 * HISTORIES
-    assert done["write ok"] > HISTORIES
+    assert sum(done[f"{kind} ok"] for kind in ("read", "handle", "stat")) > 2 * HISTORIES
+    assert done["write ok"] > HISTORIES / 2

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     parser.add_argument("--histories", type=int, default=1, help="seeds, from --seed on")
     parser.add_argument("--copies", type=int, default=1, help="how often each seed is run")
-    parser.add_argument("--at-once", type=int, default=48, help="histories at a time")
+    parser.add_argument("--at-once", type=int, default=32, help="histories at a time")
     parser.add_argument("--calm", action="store_true", help="no partitions of whole sites")
     parser.add_argument("--embedded", action="store_true", help="all in this process")
     options = parser.parse_args(arguments)
