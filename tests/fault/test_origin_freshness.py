@@ -216,6 +216,23 @@ def test_many_who_revalidate_one_name_share_a_request(rig: Rig, consistency: Con
     assert set(counts) == {"HEAD"} and counts["HEAD"] <= 3
 
 
+def test_names_that_expire_during_a_read_of_many_are_asked_for_once(rig: Rig) -> None:
+    """What was current when the call asked serves the call, though answers take longer than the
+    time to live."""
+    keys = [f"expired/{number}" for number in range(20)]
+    for key in keys:
+        rig.put(key, key.encode())
+    ns = rig.namespace(ttl_s=TTL_S)
+    items = [(f"/m/{key}", 0, None) for key in keys]
+    expected = [key.encode() for key in keys]
+    assert ns.read_many(items) == expected
+    time.sleep(TTL_S)
+    rig.proxy.clear()
+    rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=1.2 * TTL_S))
+    assert ns.read_many(items) == expected
+    assert rig.proxy.counts() == {"HEAD": len(keys)}
+
+
 def test_age_counts_from_when_the_request_was_sent(rig: Rig) -> None:
     ns = rig.namespace(ttl_s=1.0)
     rig.proxy.inject(Fault(methods=("HEAD",), first_byte_delay_s=0.7, times=1))

@@ -8,9 +8,7 @@ from typing import NamedTuple
 from tiercache import wire
 from tiercache.client.entry import Entry
 from tiercache.client.link import Link
-from tiercache.client.resolver import Resolver
 from tiercache.errors import TiercacheError
-from tiercache.policy.freshness import always_asks
 
 # Path, offset, length (None: to the end)
 Item = tuple[str, int, int | None]
@@ -28,17 +26,18 @@ Outcomes = dict[Item, TiercacheError | Answered]
 
 
 def fill_plain(
-    link: Link, resolver: Resolver, items: Sequence[Item], epoch: int, meanwhile: Callable[[], None]
+    link: Link, items: Sequence[Item], epoch: int, meanwhile: Callable[[], None]
 ) -> Outcomes:
-    """Have names of mounts looked up and parts of them fetched, in one trip. Returns what failed,
-    and what was found where the mount has every call ask; all else is in the index by now."""
+    """Have names of mounts looked up and parts of them fetched, in one trip. Returns what failed
+    and what was found: the call reads what it was told, however soon that is out of date. All
+    else the index says by now."""
     answer = link.request(wire.FillMany(tuple(items)), wire.FilledMany, meanwhile=meanwhile)
     outcomes: Outcomes = {}
     for number, (item, failed) in enumerate(zip(items, answer.data, strict=True)):
         found = answer.found[number] if answer.found else None  # none from an older agent
         if failed is not None:
             outcomes[item] = wire.error_of(failed)
-        elif found is not None and always_asks(resolver.locate(item[0]).mount):
+        elif found is not None:
             outcomes[item] = Answered(found, epoch)
     return outcomes
 

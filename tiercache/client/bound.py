@@ -66,7 +66,7 @@ def fill_many(
         else:
             frozen[item] = (name, name.binding)
     if plain:
-        failures.update(fill_plain(link, resolver, plain, epoch, meanwhile))
+        failures.update(fill_plain(link, plain, epoch, meanwhile))
     if frozen:
         request = wire.Bind(
             tuple(
