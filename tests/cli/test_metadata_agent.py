@@ -87,6 +87,7 @@ def test_from_a_volume_to_the_premium_tier_and_back(
     assert pins(second) == ["/m/s"]
     assert right(second("snapshot", "show", "v1", "--json")).json["objects"] == NAMES
     right(second("pin", "/m/big.bin"))
+    right(second("unpin", "/m/s"))  # which the volume still has: a plain copy would lose that
     stopped(second)
 
     refused = second("metadata", "copy", tier, volume)
@@ -94,7 +95,7 @@ def test_from_a_volume_to_the_premium_tier_and_back(
     right(second("metadata", "copy", tier, volume, "--replace"))
     right(first("agent", "start"))
     settled(first)
-    assert pins(first) == ["/m/big.bin", "/m/s"], "it knows that others wrote"
+    assert pins(first) == ["/m/big.bin"], "it knows that others wrote"
     stopped(first)
     assert right(first("metadata", "check", "--json")).json["clean"]
 

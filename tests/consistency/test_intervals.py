@@ -25,6 +25,7 @@ from tiercache.testing.consistency.operations import (
 )
 
 EVENTUAL = Promise(ttl_s=0.3, negative_ttl_s=0.2)
+RESENDING = Promise(ttl_s=0.3, negative_ttl_s=0.2, resends_s=0.25)
 IMMUTABLE = Promise(ttl_s=0.3, negative_ttl_s=0.2, binds=True)
 
 X, Y = write("x", 0, 10, site=ORIGIN), write("y", 100, 110, site=ORIGIN)
@@ -43,6 +44,10 @@ ACCEPTED: dict[str, tuple[Promise, list[Operation]]] = {
     "a lost removal may come late": (
         EVENTUAL,
         [X, delete(20, 30, site="b", outcome=UNKNOWN), Y, read("", 900, 901)],
+    ),
+    "a write that was sent twice may come late": (
+        RESENDING,
+        [write("x", 0, 250, site="b"), write("y", 300, 310, site=ORIGIN), read("x", 900, 901)],
     ),
     "an error is no absence": (EVENTUAL, [X, operation(Kind.READ, 900, 901, outcome=UNKNOWN)]),
     "the other of two writes at once": (
@@ -98,6 +103,16 @@ REJECTED: dict[str, tuple[Promise, list[Operation], str]] = {
     "from the future": (EVENTUAL, [read("x", 0, 5), write("x", 6, 7)], "before it was written"),
     "from nowhere": (EVENTUAL, [read("x", 0, 5)], "no value that was written"),
     "a mixture": (EVENTUAL, [*TWO, read("x and y", 120, 121)], "no value that was written"),
+    "a write that was sent once does not come late": (
+        RESENDING,
+        [write("x", 0, 249, site="b"), write("y", 300, 310, site=ORIGIN), read("x", 900, 901)],
+        "590.0 ms before",
+    ),
+    "nor does another program's": (
+        RESENDING,
+        [write("x", 0, 250, site=ORIGIN), write("y", 300, 310), read("x", 900, 901, site="b")],
+        "590.0 ms before",
+    ),
     "a write that failed": (
         EVENTUAL,
         [X, create("y", 20, 30, outcome=FAILED), read("y", 40, 50)],

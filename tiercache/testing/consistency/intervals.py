@@ -26,11 +26,14 @@ class Promise:
 
     ``ttl_s`` is of values and listings, ``negative_ttl_s`` of absences. ``binds``: what a site's
     first successful open found is what it reads for good; the age of values is not bounded then.
+    ``resends_s``: a site's change that took as long as this may have been sent twice, and what was
+    sent first, and held up on its way, may arrive at any time after (docs/semantics.md).
     """
 
     ttl_s: float
     negative_ttl_s: float
     binds: bool = False
+    resends_s: float = inf
 
 
 CLOSE_TO_OPEN = Promise(ttl_s=0.0, negative_ttl_s=0.0)
@@ -104,6 +107,8 @@ def _age(look: Operation, operations: Sequence[Operation], promise: Promise) -> 
             return
         if source is not None and source.invoked_s > look.returned_s:
             continue  # it cannot have been seen yet
+        if source is not None and _may_come_late(source, promise):
+            return
         later = _replaced_by(source, look, operations, allowed_s)
         if later is None:
             return
@@ -138,6 +143,11 @@ def _allowed_s(look: Operation, promise: Promise) -> float:
 
 def _may_remove(operation: Operation) -> bool:
     return operation.kind is Kind.DELETE and operation.outcome is not Outcome.FAILED
+
+
+def _may_come_late(change: Operation, promise: Promise) -> bool:
+    took_s = change.returned_s - change.invoked_s
+    return change.site != ORIGIN and took_s >= promise.resends_s
 
 
 def _replaced_by(

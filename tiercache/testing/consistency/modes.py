@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tiercache.model import Consistency
 from tiercache.settings import MountSettings
@@ -23,6 +23,8 @@ from tiercache.testing.consistency.programs import READER_MIX, SITE_MIX, Workloa
 TTL_S = 0.3
 NEGATIVE_TTL_S = 0.2
 MOUNT = "/m"
+# Shorter than any time after which a site gives a request up and sends it again (``runner``).
+RESENDS_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +56,12 @@ MODES: dict[str, Mode] = {
     ),
     "eventual": Mode(
         consistency=Consistency.EVENTUAL,
-        promise=Promise(ttl_s=TTL_S, negative_ttl_s=NEGATIVE_TTL_S),
+        promise=Promise(ttl_s=TTL_S, negative_ttl_s=NEGATIVE_TTL_S, resends_s=RESENDS_S),
         workload=Workload(site_mix=SITE_MIX),
     ),
     "close-to-open": Mode(
         consistency=Consistency.CLOSE_TO_OPEN,
-        promise=CLOSE_TO_OPEN,
+        promise=replace(CLOSE_TO_OPEN, resends_s=RESENDS_S),
         workload=Workload(site_mix=SITE_MIX),
     ),
     # The intervals say less than the order does, but of listings too.
