@@ -65,7 +65,8 @@ class Resolver:
         name = self._known.get(path)
         if name is not None:
             return name
-        inside = self.in_snapshot(path)
+        # Looked for here: a call costs what the search does, and most paths lie in none.
+        inside = self.in_snapshot(path) if snapshots.SUFFIX in path else None
         name = self._resolve(path) if inside is None else self._bound(path, *inside)
         if len(self._known) >= KEPT_PATHS:
             self._known.clear()

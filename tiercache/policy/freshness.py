@@ -23,13 +23,13 @@ def fresh_until_s(
     write of unknown outcome): then even an immutable binding is asked for once.
     """
     if kind is Kind.FILE:
-        match mount.consistency:
+        match mount.consistency:  # the default first: ~0.1 µs a case, at each first touch
+            case Consistency.EVENTUAL:
+                return validated_s + mount.ttl_s if same_boot else -inf
             case Consistency.IMMUTABLE:
                 return inf if validated_s > -inf else -inf
             case Consistency.CLOSE_TO_OPEN | Consistency.STRONG:
                 return -inf
-            case Consistency.EVENTUAL:
-                return validated_s + mount.ttl_s if same_boot else -inf
     if not same_boot or always_asks(mount):
         return -inf
     ttl_s = mount.negative_ttl_s if kind is Kind.ABSENT else mount.ttl_s
