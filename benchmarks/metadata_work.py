@@ -27,8 +27,9 @@ from benchmarks.sampler import encoded
 from tiercache import catalog, records
 from tiercache.cloud.obstore_stores import build_store
 from tiercache.errors import MetadataFenced, MetadataUnavailable
-from tiercache.metadata.open import object_url, open_metadata
+from tiercache.metadata.open import open_metadata
 from tiercache.model import Kind
+from tiercache.policy.urls import OriginUrl, parse_metadata_url
 from tiercache.settings import MetadataSettings, ProfileSettings
 from tiercache.testing.memory_metadata import MemoryMetadata
 from tiercache.testing.object_servers import S3Server
@@ -312,7 +313,8 @@ class Objects:
     """The least that makes a commit durable in an object store: one PUT; and one GET."""
 
     def __init__(self, store: Store) -> None:
-        url = object_url(store.url)
+        url = parse_metadata_url(store.url)
+        assert isinstance(url, OriginUrl)
         self._store: Any = (
             obstore.store.LocalStore(url.bucket, mkdir=True)
             if url.scheme == "file"

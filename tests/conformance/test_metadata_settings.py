@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tiercache.errors import ConfigError
-from tiercache.metadata.open import lmdb_directory, object_url, open_metadata
+from tiercache.metadata.open import open_metadata
+from tiercache.policy.urls import OriginUrl, parse_metadata_url
 from tiercache.settings import MetadataSettings, ProfileSettings
 
 
@@ -43,7 +44,7 @@ async def test_bad_urls(url: str) -> None:
 
 
 def test_good_urls() -> None:
-    assert lmdb_directory("lmdb:/mnt/ebs/tiercache/") == "/mnt/ebs/tiercache"
+    assert parse_metadata_url("lmdb:/mnt/ebs/tiercache/") == "/mnt/ebs/tiercache"
     for url, (scheme, bucket, prefix) in {
         "s3://bucket": ("s3", "bucket", ""),
         "s3://express--usw2-az1--x-s3/a/b-c_d.e": ("s3", "express--usw2-az1--x-s3", "a/b-c_d.e"),
@@ -51,7 +52,8 @@ def test_good_urls() -> None:
         "abfs://box@account.dfs.core.windows.net/x": ("az", "box", "x"),
         "file:///srv/meta": ("file", "/srv/meta", ""),
     }.items():
-        parsed = object_url(url)
+        parsed = parse_metadata_url(url)
+        assert isinstance(parsed, OriginUrl)
         assert (parsed.scheme, parsed.bucket, parsed.prefix) == (scheme, bucket, prefix)
 
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 
 from tiercache.errors import ConfigError
 from tiercache.metadata.lmdb_volume import LmdbVolume
-from tiercache.policy.urls import OriginUrl, parse_origin_url
+from tiercache.policy.urls import OriginUrl, parse_metadata_url
 from tiercache.ports import MetadataStore
 from tiercache.settings import MetadataSettings, ProfileSettings
-
-SCHEMES = ("lmdb", "s3", "az", "gs", "file")
-_SPELLING = (
-    "write lmdb:/directory on a block volume, or s3://bucket/prefix, az://container/prefix, "
-    "gs://bucket/prefix or file:///directory"
-)
-# What every object store and SlateDB spell alike.
-_PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?=.)|$))+")
 
 
 async def open_metadata(
@@ -35,49 +25,30 @@ async def open_metadata(
     same moment), NotFound (no bucket; no store to read), AccessDenied, Unsupported (a store
     that ignores put-if-absent), FormatError.
     """
-    if settings.url.startswith("lmdb:"):
+    place = _place(settings.url)
+    if isinstance(place, str):
         return await LmdbVolume.open(
-            lmdb_directory(settings.url),
+            place,
             url=settings.url,
             deadline_s=settings.deadline_s,
             read_only=read_only,
         )
-    url = object_url(settings.url)
     profile = _profile(settings, profiles)
     # SlateDB's library takes 100 ms to import and starts threads.
     from tiercache.metadata.object_tier import ObjectTier
     from tiercache.metadata.slatedb_store import SlateStore
 
-    tier = ObjectTier(url, profile, deadline_s=settings.deadline_s, read_only=read_only)
+    tier = ObjectTier(place, profile, deadline_s=settings.deadline_s, read_only=read_only)
     return await SlateStore.open(
         tier, url=settings.url, deadline_s=settings.deadline_s, read_only=read_only
     )
 
 
-def lmdb_directory(url: str) -> str:
-    """Return the directory of an ``lmdb:`` URL, without a slash at its end. Raises ConfigError."""
-    path = url.removeprefix("lmdb:").removesuffix("/")
-    if path.startswith("//") or not os.path.isabs(path) or os.path.normpath(path) != path:
-        raise ConfigError(
-            f"metadata.url: not an absolute directory: {url}", remedy="write lmdb:/directory"
-        )
-    return path
-
-
-def object_url(url: str) -> OriginUrl:
-    """Parse the URL of a store on an object store. Raises ConfigError."""
+def _place(url: str) -> str | OriginUrl:
     try:
-        parsed = parse_origin_url(url)
+        return parse_metadata_url(url)
     except ConfigError as error:
-        raise ConfigError(f"metadata.url: {error.message}", remedy=_SPELLING) from error
-    if parsed.scheme not in SCHEMES:
-        raise ConfigError(f"metadata.url: {parsed.scheme}:// holds no metadata", remedy=_SPELLING)
-    if parsed.prefix and not _PREFIX.fullmatch(parsed.prefix):
-        raise ConfigError(
-            f"metadata.url: the prefix {parsed.prefix!r} cannot be kept",
-            remedy="letters, digits and ._~- between single slashes",
-        )
-    return parsed
+        raise ConfigError(f"metadata.url: {error.message}", remedy=error.remedy) from error
 
 
 def _profile(

@@ -86,22 +86,32 @@ def parse_origin_url(text: str, *, more_schemes: Set[str] = frozenset()) -> Orig
     return OriginUrl(scheme=scheme, bucket=bucket, prefix=prefix.removesuffix("/"), account=account)
 
 
+# What every object store and SlateDB spell alike.
+_METADATA_PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?=.)|$))+")
+
+
 def parse_metadata_url(text: str) -> str | OriginUrl:
-    """Parse the place of a metadata store: the absolute directory of ``lmdb:/path``, or bucket and
-    prefix of an object store. Raises ConfigError."""
+    """Parse the place of a metadata store: the absolute directory of ``lmdb:/path``, without a
+    slash at its end, or bucket and prefix of an object store. Raises ConfigError."""
     scheme, colon, rest = text.partition(":")
-    if colon and scheme.lower() == "lmdb":
-        folder = rest.removeprefix("//")
-        if not folder.startswith("/") or "\0" in folder or ".." in folder.split("/"):
+    if colon and scheme == "lmdb":
+        folder = rest.removesuffix("/")
+        root, *names = folder.split("/")
+        if root or not names or "\0" in folder or not {"", ".", ".."}.isdisjoint(names):
             raise ConfigError(
                 f"{_cut(text)} names no directory", remedy="write lmdb:/path, absolute and plain"
             )
-        return folder.rstrip("/") or "/"
+        return folder
     url = parse_origin_url(text)
     if url.scheme not in ("s3", "gs", "az", "file"):
         raise ConfigError(
             f"no metadata store on {url.scheme}://",
             remedy="write lmdb:/path, or s3://, az://, gs:// or file:// with bucket and prefix",
+        )
+    if url.prefix and not _METADATA_PREFIX.fullmatch(url.prefix):
+        raise ConfigError(
+            f"the prefix {url.prefix!r} cannot be kept",
+            remedy="letters, digits and ._~- between single slashes",
         )
     return url
 
