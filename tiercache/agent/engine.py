@@ -211,18 +211,8 @@ class Engine:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def target(self, located: Located, token: str) -> Target:
-        return Target(
-            origin=located.origin,
-            digest=located.digest,
-            key=located.key,
-            token=token,
-            path=located.path,
-            mount=located.mount.path,
-        )
-
     async def fill(self, request: wire.Fill) -> wire.Filled:
-        target = self.target(self.mounts.locate(request.path), request.token)
+        target = Target.of(self.mounts.locate(request.path), request.token)
         try:
             return await self._filled(request, target)
         except OriginUnavailable as error:
@@ -252,7 +242,7 @@ class Engine:
         return wire.Filled((await self.filler.read_through(target, offset, length),))
 
     async def read_through(self, request: wire.ReadThrough) -> wire.Filled:
-        target = self.target(self.mounts.locate(request.path), request.token)
+        target = Target.of(self.mounts.locate(request.path), request.token)
         length = min(request.length, wire.MAX_SPAN_BYTES)
         try:
             return wire.Filled((await self.filler.read_through(target, request.offset, length),))
@@ -270,7 +260,7 @@ class Engine:
 
     def advise(self, request: wire.Advise) -> None:
         with contextlib.suppress(TiercacheError):
-            target = self.target(self.mounts.locate(request.path), request.token)
+            target = Target.of(self.mounts.locate(request.path), request.token)
             self._read_ahead(target, (request.offset, request.length))
 
     def report_use(self, request: wire.ReportUse) -> None:
@@ -301,7 +291,7 @@ class Engine:
             found = await self.names.lookup(located, came_s=came_s)
             if found.kind is Kind.FILE:
                 length = found.size_bytes if length is None else length
-                await self._fill_found(self.target(located, found.token), (offset, length))
+                await self._fill_found(Target.of(located, found.token), (offset, length))
         except StaleHandle:
             return None, None  # the client reads this one by itself
         except NotCached:
@@ -377,7 +367,7 @@ class Engine:
         if request.pin:
             self.pins.add(PinRecord(located.path, located.origin.url, located.key, False))
             self.contents.refresh_pins()
-        target = self.target(located, token)
+        target = Target.of(located, token)
         try:
             record = await self._make_local(target)
         except OriginUnavailable as error:

@@ -13,7 +13,7 @@ import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from tiercache import wire
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
 from tiercache.agent.flights import endpoint_of, is_offline
+from tiercache.agent.mounts import Located
 from tiercache.agent.offline import missing_bytes
 from tiercache.agent.plane import Plane
 from tiercache.agent.space import ExtentState
@@ -56,6 +57,17 @@ class Target:
     token: str
     path: str
     mount: str
+
+    @classmethod
+    def of(cls, located: Located, token: str) -> Self:
+        return cls(
+            origin=located.origin,
+            digest=located.digest,
+            key=located.key,
+            token=token,
+            path=located.path,
+            mount=located.mount.path,
+        )
 
 
 class Filler:

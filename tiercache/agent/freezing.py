@@ -158,14 +158,7 @@ class Freezing:
 
     async def _with_checksum(self, located: Located, one: SnapshotObject) -> SnapshotObject:
         self._know(located, one)
-        target = Target(
-            origin=located.origin,
-            digest=located.digest,
-            key=located.key,
-            token=one.token,
-            path=located.path,
-            mount=located.mount.path,
-        )
+        target = Target.of(located, one.token)
         async with self._gate:
             crc = 0
             spans = [

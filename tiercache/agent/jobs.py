@@ -493,14 +493,7 @@ class Jobs:
 
     async def _fill(self, job: _Job, located: Located, entry: Entry, missing: int) -> None:
         """Fill an object of which ``missing`` bytes are not here, counting them as they come."""
-        target = Target(
-            origin=located.origin,
-            digest=located.digest,
-            key=located.key,
-            token=entry.token,
-            path=located.path,
-            mount=located.mount.path,
-        )
+        target = Target.of(located, entry.token)
 
         async def ensure(start: int, length: int) -> None:
             await self._outlast(

@@ -398,7 +398,7 @@ class Snapshots:
             if item.length and now.kind is Kind.FILE and now.token == item.token:
                 with contextlib.suppress(NotCached, StaleHandle):  # its reader sees to it himself
                     span = (item.offset, item.length)
-                    await self._filler.ensure(target_of(located, item.token), [span])
+                    await self._filler.ensure(Target.of(located, item.token), [span])
             return now
         except (TiercacheError, OSError) as error:
             return wire.failure_of(error, item.path)
@@ -431,17 +431,6 @@ class Snapshots:
         )
         self._index.put_object(located.digest, record)
         return record
-
-
-def target_of(located: Located, token: str) -> Target:
-    return Target(
-        origin=located.origin,
-        digest=located.digest,
-        key=located.key,
-        token=token,
-        path=located.path,
-        mount=located.mount.path,
-    )
 
 
 def _span(located: Located, known: Entry | SnapshotObject) -> wire.FrozenSpan:
