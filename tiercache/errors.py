@@ -5,7 +5,8 @@
     ├── IsADirectory        (IsADirectoryError)   data asked of a prefix
     ├── AccessDenied        (PermissionError)     the origin refused the credentials
     ├── OriginUnavailable   (ConnectionError)     nobody could be asked (is it there?)
-    │   └── Throttled                             the origin answered 429 or 503
+    │   └── OriginThrottled                       it answered 429 or 503; a Throttled too
+    ├── Throttled           (OSError, EAGAIN)     the policy's limit makes it wait too long
     ├── PreconditionFailed                        a conditional request met another version
     │   └── AlreadyExists   (FileExistsError)     mode="create" met an object
     ├── StaleHandle         (OSError, ESTALE)     the version bound to a handle is gone
@@ -66,11 +67,17 @@ class OriginUnavailable(TiercacheError, ConnectionError):
     _errno = errno.EHOSTUNREACH
 
 
-class Throttled(OriginUnavailable):
-    """``retry_after_s`` is the origin's own advice, 0.0 where it gave none."""
+class Throttled(TiercacheError, OSError):
+    """``retry_after_s`` is the advice of who set the limit, 0.0 where there is none."""
 
     _errno = errno.EAGAIN
     retry_after_s: float = 0.0
+
+
+class OriginThrottled(OriginUnavailable, Throttled):
+    """The origin's own limit; that of the QoS policy is plain ``Throttled``."""
+
+    _errno = errno.EAGAIN
 
 
 class PreconditionFailed(TiercacheError):

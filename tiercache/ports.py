@@ -74,7 +74,7 @@ class Origin(Protocol):
     """One bucket or container. Keys are full keys inside it, verbatim, never normalised.
 
     Methods run on the agent's event loop and do not retry unless the implementation is the
-    retrying wrapper. Errors: NotFound, AccessDenied, OriginUnavailable, Throttled,
+    retrying wrapper. Errors: NotFound, AccessDenied, OriginUnavailable, OriginThrottled,
     PreconditionFailed, AlreadyExists, Unsupported. A cancelled call leaves no request behind.
     """
 

@@ -107,6 +107,16 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
 
 
+class QosSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``policy`` is the policy file that the agent keeps to and watches; empty: what was applied to
+    the cache directory, if anything. ``name`` is what this client calls itself; the policy says who
+    may. ``max_wait_s`` bounds each wait of this client beside what the policy says."""
+
+    policy: str = ""
+    name: str = ""
+    max_wait_s: float | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. ``profiles`` always holds "default"."""
 
@@ -117,3 +127,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     agent: AgentSettings = AgentSettings()
     metadata: MetadataSettings = MetadataSettings()
+    qos: QosSettings = QosSettings()

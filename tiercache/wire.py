@@ -244,11 +244,36 @@ class SnapshotRemove(Request, frozen=True, array_like=True, tag=42):
     name: str
 
 
+class Enlist(Request, frozen=True, array_like=True, tag=43):
+    """Take part in the QoS policy: which identity is each path charged to, and from which slots of
+    ``leases.state`` does this process pay (``Enlisted``)? ``name`` is what the client is configured
+    to be called. Slots are the process's until its last connection goes."""
+
+    name: str = ""
+
+
+class QosQuery(Request, frozen=True, array_like=True, tag=44):
+    """``what``: "show", "top", "explain", "quotas" …; ``arguments`` are its parameters as JSON.
+    The answer is a ``Status`` with a JSON document (docs/qos.md)."""
+
+    what: str
+    arguments: bytes = b"{}"
+
+
+class QosChange(Request, frozen=True, array_like=True, tag=45):
+    """Change the policy in force: ``what`` is "apply", "set", "unset", "quota-set" or
+    "quota-repair"; ``arguments`` are its parameters as JSON. Answered like ``QosQuery``."""
+
+    what: str
+    arguments: bytes = b"{}"
+
+
 AnyRequest = (
     Hello | Lookup | Fill | FillMany | Advise | ListNames | WriteBegin | WriteData | WriteFinish
     | WriteAbort | Remove | Pin | Unpin | Evict | Invalidate | Prefetch | JobQuery | JobCancel
     | StatusQuery | ReportCorrupt | CopyObject | Shutdown | MountList
     | LocalPath | ReportUse | ReadThrough | Bind | SnapshotCreate | SnapshotRemove
+    | Enlist | QosQuery | QosChange
 )  # fmt: skip
 
 
@@ -351,9 +376,32 @@ class Bound(Response, frozen=True, array_like=True, tag=112):
     data: tuple[Found | Failure, ...]
 
 
+class Seat(msgspec.Struct, frozen=True, array_like=True):
+    """What names at and below ``path`` ("" for all) are charged to: the first seat that covers a
+    name holds. ``slot`` is -1 where none was free: its reads go at the agent's safe share.
+    ``owner`` is the stamp that the slot bears while it is this process's; ``mark`` (1–255) what its
+    hits store as visited byte. ``safe_read`` and ``safe_operations``: tokens a second."""
+
+    path: str
+    identity: str
+    slot: int
+    owner: int
+    mark: int = 1
+    max_wait_s: float | None = None
+    safe_read: float = 0.0
+    safe_operations: float = 0.0
+
+
+class Enlisted(Response, frozen=True, array_like=True, tag=113):
+    """``generation`` of the policy that the seats are of; 0 and no seats where there is none."""
+
+    generation: int
+    seats: tuple[Seat, ...] = ()
+
+
 AnyResponse = (
     Failure | Done | Welcome | Found | Filled | FilledMany | Listed | WriteStarted | Job | Status
-    | Mounts | Local | Bound
+    | Mounts | Local | Bound | Enlisted
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -14,9 +14,9 @@ from tiercache.clock import BootClock
 from tiercache.errors import (
     AccessDenied,
     NotFound,
+    OriginThrottled,
     OriginUnavailable,
     PreconditionFailed,
-    Throttled,
     TiercacheError,
     Unsupported,
 )
@@ -41,10 +41,10 @@ STATUSES = [
     (403, AccessDenied),
     (404, NotFound),
     (412, PreconditionFailed),
-    (429, Throttled),
+    (429, OriginThrottled),
     (500, OriginUnavailable),
     (502, OriginUnavailable),
-    (503, Throttled),
+    (503, OriginThrottled),
     (504, OriginUnavailable),
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.origin_rig import Rig, eventually, kill_agent, origin_status, rig_of
-from tiercache.errors import OriginUnavailable, Throttled
+from tiercache.errors import OriginThrottled, OriginUnavailable
 from tiercache.model import Consistency, JobState, Kind, Listing
 from tiercache.namespace import Namespace
 from tiercache.testing.datasets import object_bytes
@@ -65,10 +65,10 @@ OUTAGES = {
     "down": (down, OriginUnavailable),
     "black hole": (black_hole, OriginUnavailable),
     "500": (status(500), OriginUnavailable),
-    "503": (status(503), Throttled),
-    "503 retry after": (status(503, 2), Throttled),
-    "429": (status(429), Throttled),
-    "429 retry after": (status(429, 60), Throttled),
+    "503": (status(503), OriginThrottled),
+    "503 retry after": (status(503, 2), OriginThrottled),
+    "429": (status(429), OriginThrottled),
+    "429 retry after": (status(429, 60), OriginThrottled),
     "resetting": (resetting, OriginUnavailable),
     "late": (late, OriginUnavailable),
 }
@@ -110,9 +110,9 @@ def test_an_outage_is_the_right_error_in_time(rig: Rig, outage: str) -> None:
     many = ns.read_many_or_errors([("/m/unseen.bin", 0, None), ("/m/big.bin", 0, 100)])
     assert isinstance(many[0], OriginUnavailable) and many[1] == BIG[:100]
     job = ns.prefetch(["/m/unseen.bin"])
-    if kind is Throttled:
+    if kind is OriginThrottled:
         ended = job.wait(20)
-        assert ended.state is JobState.FAILED and ended.error_class == "Throttled"
+        assert ended.state is JobState.FAILED and ended.error_class == "OriginThrottled"
     else:
         eventually(lambda: job.progress().state is JobState.PAUSED, what="the job pauses")
     # What is cached is there all the while.
@@ -123,7 +123,7 @@ def test_an_outage_is_the_right_error_in_time(rig: Rig, outage: str) -> None:
     eventually(lambda: reads(ns, "/m/unseen.bin", SMALL), within_s=20, what="the origin is back")
     assert not ns.exists("/m/never")
     ended = job.wait(20)
-    assert ended.state is (JobState.FAILED if kind is Throttled else JobState.DONE)
+    assert ended.state is (JobState.FAILED if kind is OriginThrottled else JobState.DONE)
 
 
 def reads(ns: Namespace, path: str, data: bytes) -> bool:

@@ -15,9 +15,9 @@ from tiercache.clock import BootClock, FakeClock
 from tiercache.errors import (
     AlreadyExists,
     NotFound,
+    OriginThrottled,
     OriginUnavailable,
     PreconditionFailed,
-    Throttled,
 )
 from tiercache.model import EndpointState, ObjectInfo
 from tiercache.origins.endpoint import PROBE_KEY, Endpoint, Endpoints
@@ -166,7 +166,7 @@ async def test_retry_after_is_a_floor(bench: Bench) -> None:
 
         async def head(self, key: str) -> ObjectInfo:
             if not slept:
-                error = Throttled("slow down")
+                error = OriginThrottled("slow down")
                 error.retry_after_s = 7.5
                 raise error
             return await inner.head(key)
@@ -296,7 +296,7 @@ async def test_an_answer_keeps_the_breaker_closed(bench: Bench) -> None:
     )
     origin = bench.origin(deadline_s=0.2, endpoint=endpoint)
     bench.proxy.inject(Fault(respond_status=503))
-    with pytest.raises(Throttled):
+    with pytest.raises(OriginThrottled):
         await origin.head("k")
     assert endpoint.mode is Mode.CLOSED
 

@@ -56,6 +56,9 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
         "v1", ("/m",), ("*.a",), ("*.b",), checksums=True, replace=True, dry_run=False
     ),
     "SnapshotRemove": wire.SnapshotRemove("v1"),
+    "Enlist": wire.Enlist("train"),
+    "QosQuery": wire.QosQuery("explain", b'{"path":"/m"}'),
+    "QosChange": wire.QosChange("unset", b'{"identity":"train"}'),
     "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
     "Done": wire.Done(7),
     "Welcome": wire.Welcome(
@@ -77,6 +80,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Mounts": wire.Mounts((MOUNT,)),
     "Local": wire.Local("/c/extents/00/1"),
     "Bound": wire.Bound((wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0), GONE)),
+    "Enlisted": wire.Enlisted(7, (wire.Seat("/m", "train", 3, 99, 2, 1.5, 1e6, 1e3),)),
 }
 
 # What peers of the same wire version sent before a field was added: read, no longer written.

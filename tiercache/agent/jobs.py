@@ -27,9 +27,9 @@ from tiercache.agent.snapshots import Snapshots
 from tiercache.errors import (
     IsADirectory,
     NotFound,
+    OriginThrottled,
     OriginUnavailable,
     StaleHandle,
-    Throttled,
     TiercacheError,
     Unsupported,
 )
@@ -319,7 +319,7 @@ class Jobs:
         """Pause the job while the endpoint is offline, and return True; False where ``error`` is
         not an outage's, and in a dry run, which somebody waits for."""
         endpoint = endpoint_of(origin)
-        if endpoint is None or job.spec.dry_run or isinstance(error, Throttled):
+        if endpoint is None or job.spec.dry_run or isinstance(error, OriginThrottled):
             return False
         if not await endpoint.verdict():
             return False

@@ -42,6 +42,7 @@ BY_CLASS: dict[type[BaseException], ExitCode] = {
     errors.OriginUnavailable: ExitCode.UNREACHABLE,
     errors.MetadataUnavailable: ExitCode.UNREACHABLE,
     errors.CacheFull: ExitCode.LIMIT,
+    errors.Throttled: ExitCode.LIMIT,
     errors.CorruptPage: ExitCode.CORRUPT,
     errors.ConfigError: ExitCode.CONFIG,
     errors.FormatError: ExitCode.CONFIG,

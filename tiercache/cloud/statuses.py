@@ -7,9 +7,9 @@ from tiercache.errors import (
     AccessDenied,
     AlreadyExists,
     NotFound,
+    OriginThrottled,
     OriginUnavailable,
     PreconditionFailed,
-    Throttled,
     TiercacheError,
     Unsupported,
 )
@@ -35,7 +35,7 @@ def from_status(
         case 304 | 409 | 412:
             return PreconditionFailed(said, path=path)
         case 429 | 503:
-            error = Throttled(said, path=path)
+            error = OriginThrottled(said, path=path)
             error.retry_after_s = retry_after_s
             return error
         case 408:

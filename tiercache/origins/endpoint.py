@@ -18,7 +18,7 @@ from math import inf
 from typing import Protocol
 
 from tiercache.clock import Clock
-from tiercache.errors import OriginUnavailable, Throttled, TiercacheError
+from tiercache.errors import OriginThrottled, OriginUnavailable, TiercacheError
 from tiercache.model import EndpointState, EndpointStatus, ObjectInfo
 from tiercache.origins.counters import Throughput
 from tiercache.policy import breaker
@@ -163,7 +163,7 @@ class Endpoint:
         self._quiet_for_s = self._policy.silent_s
         self._observe()
 
-    def throttled(self, error: Throttled) -> None:
+    def throttled(self, error: OriginThrottled) -> None:
         """Note an answer that puts off: there is somebody, who answers nothing."""
         self._note(error)
         self._heard_s = self._clock.now()
@@ -307,7 +307,7 @@ class Endpoint:
         try:
             async with asyncio.timeout(self._policy.probe_timeout_s):
                 await origin.head(PROBE_KEY)
-        except Throttled as error:
+        except OriginThrottled as error:
             self.throttled(error)
         except OriginUnavailable as error:
             self._probe_failed(error, silent_since_s)

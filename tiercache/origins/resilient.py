@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from tiercache.clock import Clock
 from tiercache.errors import (
     NotFound,
+    OriginThrottled,
     OriginUnavailable,
     PreconditionFailed,
-    Throttled,
     TiercacheError,
 )
 from tiercache.model import ObjectInfo
@@ -217,7 +217,7 @@ class ResilientOrigin:
         counters.calls += 1
         try:
             info = await self._attempt(once, _Call(), bounded=False)
-        except Throttled:
+        except OriginThrottled:
             raise  # refused, so nothing is visible; the chunks cannot be asked for again
         except OriginUnavailable as error:
             found = await self._head_or_none(key, error)
@@ -293,7 +293,7 @@ class ResilientOrigin:
         *,
         path: str,
     ) -> _T:
-        """Attempt a write; repeat it only where the server refused it unread (Throttled) or
+        """Attempt a write; repeat it only where the server refused it unread (OriginThrottled) or
         ``settle`` found that repeating is right (None). ``settle`` returns the result where the
         lost attempt had succeeded, and raises OriginUnavailable where nobody can know."""
         call = _Call()
@@ -302,7 +302,7 @@ class ResilientOrigin:
             sent_before = call.attempts
             try:
                 return await self._attempt(once, call)
-            except Throttled as error:
+            except OriginThrottled as error:
                 await self._pause_or_raise(error, call)
             except PreconditionFailed as error:
                 if not lost:
@@ -400,7 +400,7 @@ class ResilientOrigin:
             ) from error
 
     def _count_failure(self, error: OriginUnavailable) -> None:
-        if isinstance(error, Throttled):
+        if isinstance(error, OriginThrottled):
             self.counters.throttles += 1
             self.endpoint.throttled(error)
         else:
@@ -416,7 +416,7 @@ class ResilientOrigin:
             self._rng(),
             elapsed_s=self._clock.now() - call.started_s,
             policy=self._policy,
-            retry_after_s=error.retry_after_s if isinstance(error, Throttled) else 0.0,
+            retry_after_s=error.retry_after_s if isinstance(error, OriginThrottled) else 0.0,
         )
         if wait_s is None:
             raise error
