@@ -27,6 +27,7 @@ from tiercache.client.resolver import Resolver
 from tiercache.clock import BootClock, Clock
 from tiercache.errors import AgentUnavailable, NotFound, TiercacheError
 from tiercache.extents.files import ExtentFiles, ExtentReaders
+from tiercache.extents.lease_file import LeaseFileReader, LeaseFileWriter
 from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
 from tiercache.policy.retry import RetryPolicy
@@ -61,6 +62,7 @@ class Client:
     index: LmdbReader
     extents: ExtentReaders
     state: SharedStateReader
+    leases: LeaseFileReader
     resolver: Resolver
     reader: Reader
     clock: Clock
@@ -113,6 +115,7 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         index = LmdbReader(directory.index)
         extents = ExtentReaders(directory.extents)
         state = SharedStateReader(directory.state)
+        leases = LeaseFileReader(directory.leases)
         resolver = Resolver(settings.mounts, settings.profiles, FrozenNames(index))
         reader = Reader(
             index=index,
@@ -132,6 +135,7 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         index=index,
         extents=extents,
         state=state,
+        leases=leases,
         resolver=resolver,
         reader=reader,
         clock=clock,
@@ -182,6 +186,7 @@ class Agent:
                 store=LmdbStore(directory.index),
                 extents=ExtentFiles(directory.extents),
                 state=SharedStateWriter(directory.state),
+                leases=LeaseFileWriter(directory.leases),
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
                 probe_writes=probe_writes,
                 open_metadata=lambda: open_metadata(settings.metadata, settings.profiles),

@@ -329,6 +329,47 @@ class SharedStateView(Protocol):
     visited: memoryview
 
 
+class LeaseFile(Protocol):
+    """The mapping from which clients pay, the agent's side; ``policy/lease_words.py`` lays it out.
+    A fresh one has no slot taken and no policy. Owned by one thread."""
+
+    slots: memoryview
+
+    @property
+    def generation(self) -> int:
+        """The policy's in force, 0 while it is off."""
+        ...
+
+    def new_generation(self) -> int:
+        """Tell every client that the policy has changed or begun; return its number, which no
+        policy here had before."""
+        ...
+
+    def turn_off(self) -> None:
+        """Tell every client that there is no policy."""
+        ...
+
+    def turned(self, now_ns: int) -> None:
+        """Tell every client that the governor has just turned (CLOCK_BOOTTIME)."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Set all words of a slot to 0, its owner first."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LeaseFileView(Protocol):
+    """The clients' side: u64 words. ``header`` is read-only; slot ``n`` is the words from
+    ``n * SLOT_WORDS`` on in ``slots``."""
+
+    header: memoryview
+    slots: memoryview
+
+    def close(self) -> None: ...
+
+
 class ExtentDirectory(Protocol):
     """The reading side of the extent files."""
 

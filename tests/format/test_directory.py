@@ -127,7 +127,7 @@ def test_a_damaged_superblock_is_refused(golden_dir: Path, text: str) -> None:
     assert contents(golden_dir) == before
 
 
-@pytest.mark.parametrize("name", ["shared.state", "index.lmdb"])
+@pytest.mark.parametrize("name", ["shared.state", "leases.state", "index.lmdb"])
 def test_a_foreign_file_in_place_of_ours_is_refused(golden_dir: Path, name: str) -> None:
     (golden_dir / name).write_bytes(b"something else" * 1000)
     error = refused(settings_of(golden_dir), embedded=True)

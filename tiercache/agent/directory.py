@@ -18,6 +18,7 @@ LOCK = "agent.lock"
 SOCKET = "agent.sock"
 INDEX = "index.lmdb"
 STATE = "shared.state"
+LEASES = "leases.state"
 LOG = "agent.log"
 EXTENTS = "extents"
 
@@ -38,6 +39,10 @@ class CacheDirectory:
     @property
     def state(self) -> str:
         return str(self.root / STATE)
+
+    @property
+    def leases(self) -> str:
+        return str(self.root / LEASES)
 
     @property
     def extents(self) -> str:

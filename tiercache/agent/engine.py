@@ -40,7 +40,14 @@ from tiercache.errors import (
 )
 from tiercache.model import PAGE_BYTES, Consistency, Kind
 from tiercache.policy import pages
-from tiercache.ports import Endpoints, ExtentStore, IndexStore, MetadataStore, SharedState
+from tiercache.ports import (
+    Endpoints,
+    ExtentStore,
+    IndexStore,
+    LeaseFile,
+    MetadataStore,
+    SharedState,
+)
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
 
@@ -70,6 +77,7 @@ class Parts:
     store: IndexStore
     extents: ExtentStore
     state: SharedState
+    leases: LeaseFile
     open_origin: OpenOrigin
     probe_writes: ProbeWrites
     open_metadata: OpenMetadata

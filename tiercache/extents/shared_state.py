@@ -6,19 +6,15 @@
     offset 24   zeros up to 4096
     offset 4096 visited: one byte for each extent slot, stored by readers, cleared by the agent
 
-Integers are little-endian and aligned, so that each load and store is one instruction. The file
-is written in full when it is made, never sparse: a store into a hole of a full file system would
-kill the storing process (SIGBUS).
+Integers are little-endian and aligned, so that each load and store is one instruction.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import sys
-from contextlib import suppress
 
-from tiercache.errors import FormatError, NotFound
+from tiercache.extents.mapped import make_file, map_file, release
 
 MAGIC = b"TCSTATE1"
 HEADER_BYTES = 4096
@@ -28,25 +24,9 @@ FILE_BYTES = HEADER_BYTES + VISITED_SLOTS
 EPOCH_WORD = 1
 GENERATION_WORD = 2
 
-if sys.byteorder != "little":  # pragma: no cover
-    raise ImportError("shared.state is defined for little-endian machines")
-
 
 def _map(path: str) -> mmap.mmap:
-    """Map an existing file. Raises NotFound, FormatError."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound("no shared state here yet", path=path) from None
-    try:
-        # The length comes first: a mapping beyond the end of the file kills its user (SIGBUS).
-        right = os.fstat(fd).st_size == FILE_BYTES and os.pread(fd, len(MAGIC), 0) == MAGIC
-        if not right:
-            remedy = "stop the agent and remove the file"
-            raise FormatError("not a shared state of this version", path=path, remedy=remedy)
-        return mmap.mmap(fd, FILE_BYTES)
-    finally:
-        os.close(fd)
+    return map_file(path, magic=MAGIC, file_bytes=FILE_BYTES, what="shared state")
 
 
 class SharedStateReader:
@@ -65,7 +45,7 @@ class SharedStateReader:
 
     def close(self) -> None:
         """Release the views; the mapping goes when the last slice of it does."""
-        _release(self._mapping, self.words, self.visited)
+        release(self._mapping, self.words, self.visited)
 
 
 class SharedStateWriter:
@@ -77,7 +57,7 @@ class SharedStateWriter:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fspath(path)
         if not os.path.exists(name):
-            _publish_empty(name)
+            make_file(name, magic=MAGIC, file_bytes=FILE_BYTES)
         self._mapping = _map(name)
         whole = memoryview(self._mapping)
         self.words: memoryview = whole[:HEADER_BYTES].cast("Q")
@@ -116,27 +96,4 @@ class SharedStateWriter:
 
     def close(self) -> None:
         """Release the views; the mapping goes when the last slice of it does."""
-        _release(self._mapping, self.words, self.visited)
-
-
-def _publish_empty(name: str) -> None:
-    temporary = f"{name}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        content = memoryview(MAGIC.ljust(FILE_BYTES, b"\0"))
-        done = 0
-        while done < FILE_BYTES:
-            done += os.write(fd, content[done:])
-        os.rename(temporary, name)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _release(mapping: mmap.mmap, *views: memoryview) -> None:
-    for view in views:
-        view.release()
-    with suppress(BufferError):  # a caller still holds a slice; it unmaps when that goes
-        mapping.close()
+        release(self._mapping, self.words, self.visited)

@@ -3,7 +3,8 @@
     offset  0    magic b"TCLEASE1"
     offset  8    u64  generation of the policy in force: 0 is off; moves with every change of it
     offset 16    u64  CLOCK_BOOTTIME in ns of the governor's last turn, 0 before the first
-    offset 24    zeros up to 4096
+    offset 24    u64  the greatest generation so far, so that none comes twice
+    offset 32    zeros up to 4096
     offset 4096  SLOTS_COUNT slots of 16 u64 words, one for each (process, identity)
 
 A slot's words, by who stores them:
@@ -33,6 +34,7 @@ SLOTS_COUNT = 2048
 FILE_BYTES = HEADER_BYTES + SLOTS_COUNT * SLOT_WORDS * 8
 GENERATION_WORD = 1
 TURN_WORD = 2
+GREATEST_WORD = 3
 UNLIMITED = (1 << 64) - 1
 
 (
