@@ -22,6 +22,7 @@ from tiercache.client.agreement import accept
 from tiercache.client.frozen import Frozen, FrozenNames
 from tiercache.client.launch import Announcement, start_agent
 from tiercache.client.link import Link
+from tiercache.client.names import Names
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Resolver
 from tiercache.clock import BootClock, Clock
@@ -75,7 +76,7 @@ class Client:
         now = frozen.renew(name)
         if before is not None and before is not now:
             self.resolver.forget_snapshot(name)
-            self.reader.forget_snapshot(name)
+            self.reader.names.forget_snapshot(name)
         return now
 
     def close(self) -> None:
@@ -123,7 +124,9 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
             state=state,
             link=link,
             resolver=resolver,
-            boot_id=clock.boot_id,
+            names=Names(
+                index=index, state=state, link=link, resolver=resolver, boot_id=clock.boot_id
+            ),
         )
     except BaseException:
         link.close()

@@ -161,7 +161,7 @@ class Namespace:
         object is, else AlreadyExists at close)."""
         match mode:
             case "rb":
-                return ReadFile(path, self.reader().entry(path), self.reader)
+                return ReadFile(path, self.reader().names.entry(path), self.reader)
             case "wb":
                 return self.open_for_writing(path)
             case "xb":
@@ -189,7 +189,7 @@ class Namespace:
         """
         request = wire.LocalPath(path, pin)
         if snapshots.split(path):
-            entry = self.reader().entry(path)
+            entry = self.reader().names.entry(path)
             request = wire.LocalPath(entry.path, pin, entry.record.token)
         file = self.client.link.request(request, wire.Local).file
         for _ in range(SETTLE_ROUNDS):
@@ -203,7 +203,7 @@ class Namespace:
         """Make the bytes present and return where they lie, in order, for readers that go to the
         device themselves (sendfile, GPUDirect). Pin the path, or they may be evicted."""
         reader = self.reader()
-        entry = reader.entry(path)
+        entry = reader.names.entry(path)
         start, end = clamp(offset, length, entry.record.size_bytes)
         if start == end:
             return []
@@ -223,14 +223,14 @@ class Namespace:
     def stat(self, path: str) -> Stat:
         """Return what the path is. Raises NotFound."""
         reader = self._reader or self._open()
-        known = reader.known_stat(path)
+        known = reader.names.known_stat(path)
         return known if known is not None else self._stat_slow(path)
 
     def stat_unasked(self, path: str) -> Stat | None:
         """Return what ``stat`` would where the agent need not be asked, else None. Raises
         NotFound where absence is known and fresh."""
         reader = self._reader or self._open()
-        known = reader.known_stat(path)
+        known = reader.names.known_stat(path)
         return known if known is not None else self._stat_indexed(path)
 
     def _stat_indexed(self, path: str) -> Stat | None:
@@ -255,7 +255,7 @@ class Namespace:
         if now >= until:
             return None
         if record.kind is Kind.FILE:
-            client.reader.entry_unasked(path)
+            client.reader.names.unasked(path)
         age = age_s(
             record.validated_s,
             now,

@@ -53,13 +53,13 @@ class ReadFile(io.RawIOBase):
     def stat(self) -> Stat:
         """What is known of the open version now: when the origin last confirmed it, by this handle
         or any look-up of this process since, and whether it is served stale."""
-        return (self._asks_nobody or self._reader)().stat_of(self._entry)
+        return (self._asks_nobody or self._reader)().names.stat_of(self._entry)
 
     def _validated_reader(self) -> Reader:
         """Each read of a strong mount asks first. Raises StaleHandle where the name has moved."""
         assert self._asks_nobody is not None
         reader = self._asks_nobody()
-        self._entry = reader.validated(self._entry)
+        self._entry = reader.names.validated(self._entry)
         return reader
 
     def readable(self) -> bool:
@@ -106,7 +106,7 @@ class ReadFile(io.RawIOBase):
         try:
             self._entry, count = reader.entry_into(self._entry, self._offset, view)
         except StaleHandle as error:
-            again = reader.rebound(self._entry, error)
+            again = reader.names.rebound(self._entry, error)
             self._entry, count = reader.entry_into(again, self._offset, view)
         self._offset += count
         return count
@@ -126,7 +126,7 @@ class ReadFile(io.RawIOBase):
             try:
                 self._entry, data = reader.read_entry(entry, start, end - start)
             except StaleHandle as error:
-                again = reader.rebound(entry, error)
+                again = reader.names.rebound(entry, error)
                 self._entry, data = reader.read_entry(again, start, end - start)
         return data
 

@@ -33,6 +33,6 @@ def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered) -> byt
     if isinstance(outcome, TiercacheError):
         raise outcome
     try:
-        return reader.read_entry(reader.answered(path, outcome), offset, length)[1]
+        return reader.read_entry(reader.names.answered(path, outcome), offset, length)[1]
     except StaleHandle:
         return reader.again(path, lambda entry: reader.read_entry(entry, offset, length)[1])

@@ -11,35 +11,28 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
 
-from tiercache import records, wire
-from tiercache.client.batch import Answered, Item, Outcomes, read_through
-from tiercache.client.bound import bind, fill_many, held
+from tiercache import wire
+from tiercache.client.batch import Item, Outcomes, read_through
+from tiercache.client.bound import fill_many
 from tiercache.client.copying import copy, copy_into, into_whole, read_whole
 from tiercache.client.entry import UNCHECKED, Entry
 from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.many import read_many
+from tiercache.client.names import Names
 from tiercache.client.presence import cached_bytes
-from tiercache.client.resolver import Name, Resolver, told
+from tiercache.client.resolver import Resolver
 from tiercache.client.spans import clamp, spans_of
-from tiercache.client.stats import stat_of
-from tiercache.client.uses import Uses
 from tiercache.client.verify import VERIFY_BYTES, Verifier
-from tiercache.errors import CacheFull, IsADirectory, NotFound, StaleHandle, TiercacheError
-from tiercache.model import PAGE_BYTES, Kind, Stat
-from tiercache.policy import snapshots
-from tiercache.policy.freshness import fresh_until_s
+from tiercache.errors import CacheFull, StaleHandle, TiercacheError
+from tiercache.model import PAGE_BYTES
 from tiercache.policy.readahead import MAX_WINDOW_BYTES
 from tiercache.ports import ExtentDirectory, ExtentReader, IndexReader, SharedStateView
-from tiercache.records import ObjectRecord
 
-_EPOCH, _GENERATION = 1, 2
-# ~600 B each: 64 Ki names known by heart cost 40 MiB at most.
-KEPT_ENTRIES = 1 << 16
+_EPOCH = 1
 # A fill that answers "present" and is evicted before we read it, this often, means that the cache
 # is far too small for its readers; then the bytes are read through.
 ROUNDS = 16
@@ -63,7 +56,7 @@ class Reader:
         state: SharedStateView,
         link: Link,
         resolver: Resolver,
-        boot_id: str,
+        names: Names,
     ) -> None:
         # Constant after construction
         self._index = index
@@ -72,12 +65,10 @@ class Reader:
         self._visited = state.visited
         self._link = link
         self._resolver = resolver
-        self._boot_id = boot_id
+        self.names = names
+        self._hot = names.hot
         self._handles = Handles(extents, lambda: state.words[_EPOCH])
         self._handles.chores.append(self.report_use)
-        # Single dict operations, atomic by themselves
-        self._hot: dict[str, Entry] = {}
-        self._uses = Uses()
         self._verifier = Verifier(index, link, self._handles)
 
     # -- the public calls -------------------------------------------------------------------
@@ -107,7 +98,7 @@ class Reader:
                     return data
                 entry.distrust(offset, end)
         try:
-            entry = self.entry_unasked(path) or self.entry(path)
+            entry = self.names.unasked(path) or self.names.entry(path)
             return self.read_entry(entry, offset, length)[1]
         except StaleHandle:
             return self.again(path, lambda entry: self.read_entry(entry, offset, length)[1])
@@ -138,7 +129,7 @@ class Reader:
 
     def _view_slow(self, path: str, offset: int, length: int | None) -> memoryview:
         try:
-            return self._view_entry(self.entry(path), offset, length)
+            return self._view_entry(self.names.entry(path), offset, length)
         except StaleHandle:
             return self.again(path, lambda entry: self._view_entry(entry, offset, length))
 
@@ -165,17 +156,17 @@ class Reader:
         """Fill ``buffer`` from ``offset`` on; return how many bytes there were."""
         view = memoryview(buffer).cast("B")
         try:
-            return self.entry_into(self.entry(path), offset, view)[1]
+            return self.entry_into(self.names.entry(path), offset, view)[1]
         except StaleHandle:
             return self.again(path, lambda entry: self.entry_into(entry, offset, view)[1])
 
     def again(self, path: str, read: Callable[[Entry], T]) -> T:
         """Read the version that took the place of one replaced under a read by path."""
         for _ in range(REPLACED_ROUNDS - 1):
-            entry = self._asked(path)
+            entry = self.names.asked(path)
             with contextlib.suppress(StaleHandle):
                 return read(entry)
-        return read(self._asked(path))
+        return read(self.names.asked(path))
 
     def read_many(
         self, items: Sequence[Item], *, on_error: str = "raise"
@@ -198,168 +189,13 @@ class Reader:
     def is_hit(self, path: str, offset: int, length: int | None) -> bool:
         """Return whether ``read`` of the same would be answered here, be it by an error."""
         try:
-            entry = self.entry_unasked(path)
+            entry = self.names.unasked(path)
         except TiercacheError:
             return True  # known to fail: the read says how, and needs no fill
         if entry is None:
             return False
         start, end = clamp(offset, length, entry.record.size_bytes)
         return not self._verifier.missing(entry, start, end)
-
-    # -- names ------------------------------------------------------------------------------
-
-    def entry(self, path: str) -> Entry:
-        """Return the version that ``path`` names now, as fresh as its mount asks.
-
-        Raises NotFound, IsADirectory, OriginUnavailable.
-        """
-        known = self.entry_unasked(path)
-        return known if known is not None else self._asked(path)
-
-    def _asked(self, path: str) -> Entry:
-        located = self._resolver.locate(path)
-        # Before the question: whatever moves after its answer is then seen at the next use.
-        epoch = self._words[_EPOCH]
-        if located.binding is not None:
-            record = bind(self._link, located, located.binding)
-            known = held(self._index, located, located.binding) or (b"", record)
-            entry = self._known(located, path, *known, inf)
-            entry.epoch = epoch
-            return entry
-        found = self._link.request(wire.Lookup(path), wire.Found)
-        return self.answered(path, Answered(found, epoch))
-
-    def answered(self, path: str, answered: Answered) -> Entry:
-        """Return the entry of what the agent has answered."""
-        found = answered.found
-        located = self._resolver.locate(path)
-        raw = self._index.get(records.object_key(located.digest)) or b""
-        record = records.decode_object(raw) if raw else told(located, found, self._boot_id)
-        if record.token != found.token or record.kind is not found.kind:
-            # The index cannot be written, or has moved on already: what we were told holds.
-            raw, record = b"", told(located, found, self._boot_id)
-        entry = self._known(located, path, raw, record, found.fresh_until_s)
-        entry.epoch = answered.epoch
-        entry.stale = found.stale
-        return entry
-
-    def validated(self, entry: Entry) -> Entry:
-        """Return the version of an open handle, found to be the current one by a question sent
-        after this call began. Raises StaleHandle where it is not, and as ``entry``."""
-        try:
-            newer = self._asked(entry.path)
-        except (NotFound, IsADirectory) as error:
-            raise StaleHandle("the object was removed", path=entry.path) from error
-        if newer.record.token != entry.record.token:
-            raise StaleHandle("the object was replaced", path=entry.path)
-        return newer
-
-    def entry_unasked(self, path: str) -> Entry | None:
-        """The same without asking the agent: None where only it could tell."""
-        entry = self._hot.get(path)
-        now = clock_gettime(CLOCK_BOOTTIME)
-        if entry is not None and entry.epoch == self._words[_EPOCH] and now < entry.fresh_until_s:
-            return entry
-        located = self._resolver.locate(path)
-        epoch = self._words[_EPOCH]
-        if located.binding is not None:
-            known = held(self._index, located, located.binding)
-            if known is None:
-                return None
-            (raw, record), until = known, inf
-        else:
-            found = self._index.get(records.object_key(located.digest))
-            if found is None:
-                return None
-            raw, record = found, records.decode_object(found)
-            until = fresh_until_s(
-                located.mount,
-                kind=record.kind,
-                validated_s=record.validated_s,
-                same_boot=record.boot == self._boot_id,
-            )
-            if now >= until:
-                return None
-        entry = self._known(located, path, raw, record, until)
-        entry.epoch = epoch
-        return entry
-
-    def _known(
-        self, name: Name, path: str, raw: bytes, record: ObjectRecord, until: float
-    ) -> Entry:
-        """Return the entry of a record, for the caller to set its epoch."""
-        if record.kind is not Kind.FILE:
-            if record.kind is Kind.ABSENT:
-                raise NotFound("no such object", path=path)
-            raise IsADirectory("a directory, not an object", path=path)
-        before = self._hot.get(path)
-        generation = self._words[_GENERATION]
-        if before is not None and (
-            before.record.token != record.token or before.generation != generation
-        ):
-            before = None
-        if before is not None and raw and before.raw == raw:
-            entry = before
-        else:
-            mount = name.mount
-            spoken = path if name.binding is None else name.path
-            entry = Entry(spoken, name.digest, mount, self._uses.of(mount.path), record, before)
-            entry.asked = path
-            entry.raw = raw
-            entry.generation = generation
-            self._remember(path, entry)
-        entry.fresh_until_s = until
-        entry.stale = False
-        return entry
-
-    def _remember(self, path: str, entry: Entry) -> None:
-        if len(self._hot) >= KEPT_ENTRIES and path not in self._hot:
-            for old in list(self._hot)[: KEPT_ENTRIES // 8]:
-                self._hot.pop(old, None)
-        self._hot[path] = entry
-
-    def current(self, entry: Entry) -> Entry:
-        """Return the same version as it is laid out now. Raises StaleHandle where it is gone."""
-        epoch = self._words[_EPOCH]
-        if entry.epoch == epoch:
-            return entry
-        raw = self._index.get(records.object_key(entry.digest)) or b""
-        generation = self._words[_GENERATION]
-        # An index that cannot be written knows no more of the name than it did: b"" both times.
-        if raw == entry.raw and entry.generation == generation:
-            entry.epoch = epoch
-            return entry
-        record = records.decode_object(raw) if raw else None
-        if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
-            if self._hot.get(entry.asked) is entry:
-                self._hot.pop(entry.asked, None)  # it serves its handles on, not the name
-            if entry.record.data_id and entry.is_open:
-                entry.epoch = epoch  # what is open and verified stays readable
-                return entry
-            raise StaleHandle("the object was replaced or removed", path=entry.path)
-        same = entry if entry.generation == generation else None
-        newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
-        newer.raw, newer.generation, newer.epoch, newer.asked = raw, generation, epoch, entry.asked
-        doubted = record.validated_s == -inf and entry.asked == entry.path
-        newer.fresh_until_s, newer.stale = -inf if doubted else entry.fresh_until_s, entry.stale
-        if self._hot.get(entry.asked) is entry:
-            self._hot[entry.asked] = newer
-        return newer
-
-    def rebound(self, entry: Entry, error: StaleHandle) -> Entry:
-        """Return the entry with which to read again a frozen version that was gone for a moment.
-        Raises ``error`` where it is none of a snapshot, and what is wrong where it stays gone."""
-        if entry.asked != entry.path:
-            again = self._asked(entry.asked)
-            if again.record.token == entry.record.token:
-                return again
-        raise error
-
-    def forget_snapshot(self, name: str) -> None:
-        """Let go of its names: another snapshot has this one."""
-        for path in list(self._hot):
-            if (inside := snapshots.split(path)) and inside[0] == name:
-                self._hot.pop(path, None)
 
     # -- bytes ------------------------------------------------------------------------------
 
@@ -523,7 +359,7 @@ class Reader:
             ahead = (end, min(wanted - end, MAX_WINDOW_BYTES))
         is_hit, asked = True, b""
         for _ in range(ROUNDS):
-            entry = self.current(entry)
+            entry = self.names.current(entry)
             taken = into if into and self._first_touch_into(entry, start, end, into) else None
             missing = [] if taken is not None else self._verifier.missing(entry, start, end)
             if not missing:
@@ -563,23 +399,6 @@ class Reader:
                 raise CacheFull("the cache device takes no bytes now", path=entry.path)
         return entry
 
-    def known_stat(self, path: str) -> Stat | None:
-        """Return the stat of an object known by heart and fresh, else None."""
-        entry = self._hot.get(path)
-        if entry is None or entry.epoch != self._words[1]:
-            return None
-        now = clock_gettime(CLOCK_BOOTTIME)
-        if now >= entry.fresh_until_s:
-            return None
-        return stat_of(path, entry, now, self._boot_id)
-
-    def stat_of(self, entry: Entry) -> Stat:
-        """Return the stat of an open version, as last confirmed by anybody here."""
-        latest = self._hot.get(entry.asked)
-        if latest is None or latest.record.token != entry.record.token:
-            latest = entry
-        return stat_of(entry.asked, latest, clock_gettime(CLOCK_BOOTTIME), self._boot_id)
-
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of the last known version are present."""
         return cached_bytes(self._index, self._resolver.locate(path).digest)
@@ -588,7 +407,7 @@ class Reader:
 
     def report_use(self) -> None:
         """Tell the agent of hits since last said."""
-        self._uses.report(self._link)
+        self.names.uses.report(self._link)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the parent's extents."""

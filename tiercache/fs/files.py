@@ -33,7 +33,7 @@ class ReadHandle(ReadFile):
 
     def __init__(self, fs: DirectFileSystem, path: str) -> None:
         reader = fs.namespace.reader
-        super().__init__(path, reader().entry(path), reader)
+        super().__init__(path, reader().names.entry(path), reader)
         self.fs = fs
         self.path = path
         self._block = b""

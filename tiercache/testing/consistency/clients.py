@@ -213,7 +213,7 @@ class SiteClient:
                 (data,) = self._ns.read_many([(path, 0, None)])
         value = value_in(self._directory, step.key, data, size_bytes=len(data))
         # Only this thread uses the path in this process: what is known by heart is what was read.
-        entry = self._ns.reader()._hot.get(path)
+        entry = self._ns.reader().names.hot.get(path)
         token = "" if entry is None else entry.record.token
         return Seen(observed=value, token=token, stale=entry is None or entry.stale)
 
