@@ -31,8 +31,7 @@ BROAD = {"Exception", "BaseException"}
 BROAD_EXCEPT_ALLOWED: dict[str, str] = {
     "tiercache/agent/catalog.py::Catalog._run": "a task's top: logged whole, shown by status",
     "tiercache/agent/index.py::Index._commit_loop": "a task's top: handed to all who wait for it",
-    "tiercache/agent/snapshots.py::Snapshots._run": "a task's top: counted, logged, reported",
-    "tiercache/agent/jobs.py::Jobs._run": "a task's top: counted, logged whole, told to who waits",
+    "tiercache/agent/job_table.py::JobTable._run": "a task's top: counted, logged whole, reported",
     "tiercache/agent/server.py::Server._answer": "the request handler: counted and logged whole",
     "tiercache/compose.py::EmbeddedAgent._run": "the thread's top: raised where it was started",
     "tiercache/cli/program.py::_run": "main()'s top: a bug ends as a line and a code",

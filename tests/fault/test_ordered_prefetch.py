@@ -300,7 +300,7 @@ def test_a_job_that_dies_of_a_defect_says_so_and_ends(
     assert "RuntimeError: a defect of ours" in ended.message
     assert small.ns.status()["agent"]["internal_errors"] == 1
     assert f"internal error in job {ended.id}" in caplog.text
-    assert small.engine.jobs.running == 0
+    assert small.engine.jobs.table.running == 0
 
 
 def test_a_listed_name_is_learnt_once(small: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,8 +19,16 @@ from tests.fault.cache_rig import (
     cache_settings,
     namespace,
 )
-from tests.fault.origin_rig import Rig, rig_of
-from tests.integration.snapshot_kit import SIZES, keys, make
+from tests.fault.origin_rig import Rig
+from tests.integration.snapshot_kit import (  # noqa: F401  # fixtures
+    SIZES,
+    keys,
+    make,
+    ns_fixture,
+    origin_fixture,
+    rig_fixture,
+    settings_fixture,
+)
 from tiercache import catalog
 from tiercache.agent import frozen_parts
 from tiercache.agent.index import Index
@@ -39,32 +46,9 @@ from tiercache.namespace import Namespace
 from tiercache.settings import MountSettings, Settings
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.memory_store import MemoryStore
-from tiercache.testing.object_servers import ObjectServer, S3Server
 from tiercache.units import MIB
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> FileOrigin:
-    return FileOrigin(tmp_path / "origin")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, origin: FileOrigin) -> Settings:
-    return cache_settings(tmp_path / "cache", origin.url)
-
-
-@pytest.fixture
-def ns(settings: Settings) -> Iterator[Namespace]:
-    with namespace(settings, embedded=True) as found:
-        yield found
-
-
-@pytest.fixture
-def rig(s3: S3Server, new_bucket: Callable[[ObjectServer], str], tmp_path: Path) -> Iterator[Rig]:
-    with rig_of(s3, new_bucket(s3), tmp_path) as rig:
-        yield rig
 
 
 # -- making ---------------------------------------------------------------------------------

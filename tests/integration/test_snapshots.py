@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,15 @@ from tests.fault.cache_rig import (
     wait_for,
 )
 from tests.fault.origin_rig import Rig, rig_of
-from tests.integration.snapshot_kit import SIZES, keys, make
+from tests.integration.snapshot_kit import (  # noqa: F401  # fixtures
+    SIZES,
+    keys,
+    make,
+    ns_fixture,
+    origin_fixture,
+    rig_fixture,
+    settings_fixture,
+)
 from tests.integration.test_odd_names import NAMES, data_of
 from tiercache import catalog
 from tiercache.errors import (
@@ -45,28 +53,6 @@ from tiercache.testing.object_servers import ObjectServer, S3Server
 from tiercache.units import MIB
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> FileOrigin:
-    return FileOrigin(tmp_path / "origin")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, origin: FileOrigin) -> Settings:
-    return cache_settings(tmp_path / "cache", origin.url)
-
-
-@pytest.fixture
-def ns(settings: Settings) -> Iterator[Namespace]:
-    with namespace(settings, embedded=True) as found:
-        yield found
-
-
-@pytest.fixture
-def rig(s3: S3Server, new_bucket: Callable[[ObjectServer], str], tmp_path: Path) -> Iterator[Rig]:
-    with rig_of(s3, new_bucket(s3), tmp_path) as rig:
-        yield rig
 
 
 def read_in_every_way(snap: Snapshot, path: str, data: bytes) -> None:

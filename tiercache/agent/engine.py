@@ -184,8 +184,8 @@ class Engine:
         if self._ticker is not None:
             self._ticker.cancel()
         await self._reach.stop()
-        await self.jobs.stop()
-        await self.snapshots.stop()
+        await self.jobs.table.stop()
+        await self.snapshots.table.stop()
         await self.writes.stop()
         await self.filler.stop()
         await self.names.stop()

@@ -12,13 +12,13 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TypeVar
 
 from tiercache import records
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.flights import endpoint_of
+from tiercache.agent.job_table import Job, JobTable
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.ordered import OrderedRun, Steps
@@ -52,8 +52,6 @@ LARGE_IN_FLIGHT = 2
 # Entries waiting between listing and workers: enough to never starve them.
 QUEUE_ENTRIES = 4096
 KEPT_ERRORS = 100
-# Ended jobs that can still be asked for.
-KEPT_JOBS = 100
 # Of an order this many paths name the job; all of them may be megabytes, at each look at it.
 SHOWN_PATHS = 10
 # Paths of an order resolved between two turns of the event loop: ~5 µs each.
@@ -62,14 +60,10 @@ LOCATE_BATCH = 500
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Job:
-    id: str
+@dataclass(slots=True, kw_only=True)
+class _Job(Job):
     spec: Prefetch
     globs: GlobFilter
-    started: float = field(default_factory=monotonic)
-    ended: float = 0.0
-    state: JobState = JobState.RUNNING
     listing_done: bool = False
     listed: int = 0
     listed_bytes: int = 0
@@ -82,9 +76,6 @@ class _Job:
     requests: int = 0
     admitted_bytes: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
-    message: str = ""
-    error_class: str = ""
-    task: asyncio.Task[None] | None = None
     run: OrderedRun | None = None
     # How much of its work waits for an endpoint that is offline, and for which.
     waiting: int = 0
@@ -110,7 +101,7 @@ class _Job:
             failed=self.failed,
             skipped=self.skipped,
             requests=self.requests,
-            elapsed_s=(self.ended or monotonic()) - self.started,
+            elapsed_s=self.elapsed_s,
             errors=tuple(self.errors),
             message=f"{self.waits_for} is offline" if paused else self.message,
             error_class=self.error_class,
@@ -153,22 +144,17 @@ class Jobs:
         self._space = plane.space
         self._pins = plane.pins
         self._clock = plane.clock
-        self._jobs: dict[str, _Job] = {}
+        self.table = JobTable[_Job](
+            self._run, self._ended, remedy="tiercache status lists the jobs"
+        )
         self._large = asyncio.Semaphore(LARGE_IN_FLIGHT)
-        self._stopping = False
-        # Jobs that ended by a defect of ours.
-        self.internal_errors = 0
         filler.missed = self._missed
-
-    @property
-    def running(self) -> int:
-        return sum(job.state is JobState.RUNNING for job in self._jobs.values())
 
     def resume(self) -> None:
         """Start again the background jobs that a former agent did not end, and that do not run."""
         for _, raw in list(self._index.scan(b"j")):
             record = records.decode_job(raw)
-            if record.id in self._jobs:
+            if record.id in self.table.jobs:
                 continue
             spec = Prefetch(
                 paths=record.paths,
@@ -210,77 +196,27 @@ class Jobs:
             self._index.put(records.job_key(job_id), records.encode(record))
             with contextlib.suppress(OSError):  # then it does not survive, and is run all the same
                 await self._index.flush()
-        return self._start(job_id, spec).progress()
+        return self._start(job_id, spec)
 
-    def _start(self, job_id: str, spec: Prefetch) -> _Job:
-        job = _Job(job_id, spec, GlobFilter(spec.include, spec.exclude))
-        self._jobs[job_id] = job
-        ended = [other.id for other in self._jobs.values() if other.ended]
-        for old in ended[: max(0, len(ended) - KEPT_JOBS)]:
-            del self._jobs[old]
-        job.task = asyncio.create_task(self._run(job))
-        return job
-
-    def _job(self, job_id: str) -> _Job:
-        job = self._jobs.get(job_id)
-        if job is None:
-            raise NotFound(f"no job {job_id}", remedy="tiercache status lists the jobs")
-        return job
-
-    async def query(self, job_id: str, wait_s: float) -> JobProgress:
-        """Return the job's state, waiting up to ``wait_s`` for it to end."""
-        job = self._job(job_id)
-        if wait_s > 0 and job.task is not None and not job.ended:
-            await asyncio.wait({job.task}, timeout=wait_s)
-        return job.progress()
-
-    async def cancel(self, job_id: str) -> JobProgress:
-        job = self._job(job_id)
-        if job.task is not None and not job.ended:
-            job.task.cancel()
-            await asyncio.gather(job.task, return_exceptions=True)
-        return job.progress()
-
-    def all(self) -> list[JobProgress]:
-        return [job.progress() for job in self._jobs.values()]
+    def _start(self, job_id: str, spec: Prefetch) -> JobProgress:
+        globs = GlobFilter(spec.include, spec.exclude)
+        return self.table.begin(_Job(id=job_id, spec=spec, globs=globs))
 
     # -- running ----------------------------------------------------------------------------
 
     async def _run(self, job: _Job) -> None:
-        try:
-            await (self._work_ordered(job) if job.spec.ordered else self._work(job))
-            if job.state is JobState.RUNNING:
-                job.state = JobState.FAILED if job.failed else JobState.DONE
-        except asyncio.CancelledError:
-            job.state = JobState.CANCELLED
-            job.message = "cancelled"
-        except (TiercacheError, OSError) as error:
+        await (self._work_ordered(job) if job.spec.ordered else self._work(job))
+        if job.state is JobState.RUNNING and job.failed:
             job.state = JobState.FAILED
-            job.message = str(error)
-            job.error_class = type(error).__name__
-        except Exception as error:  # the task's top: nobody else would ever see it
-            self.internal_errors += 1
-            log.exception("internal error in job %s", job.id)
-            job.state = JobState.FAILED
-            job.message = f"internal error: {type(error).__name__}: {error}"
-            job.error_class = TiercacheError.__name__
-        finally:
-            job.ended = monotonic()
-            stopping = job.state is JobState.CANCELLED and self._stopping
-            if not stopping:
-                self._index.put(records.job_key(job.id), None)
-            if job.spec.pin:
-                self._contents.refresh_pins()
+
+    async def _ended(self, job: _Job) -> None:
+        """Background jobs stay recorded where the agent stops, and go on with the next one."""
+        if job.state is not JobState.CANCELLED or not self.table.stopping:
+            self._index.put(records.job_key(job.id), None)
+        if job.spec.pin:
+            self._contents.refresh_pins()
         with contextlib.suppress(OSError):  # the device's trouble is shown by its next user
             await self._index.flush()
-
-    async def stop(self) -> None:
-        """Cancel all; background jobs stay recorded and go on with the next agent."""
-        self._stopping = True
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self, job: _Job) -> None:
         queue: asyncio.Queue[_Item | None] = asyncio.Queue(QUEUE_ENTRIES)
@@ -541,7 +477,7 @@ class Jobs:
 
     def _missed(self, digest: bytes) -> None:
         if self._space.orders:
-            for job in self._jobs.values():
+            for job in self.table.jobs.values():
                 if job.run is not None and not job.ended:
                     job.run.missed(digest)
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,9 +19,8 @@ from tiercache import wire
 from tiercache.agent.answers import found
 from tiercache.agent.directory import CacheDirectory
 from tiercache.agent.engine import Engine
-from tiercache.agent.jobs import Jobs
+from tiercache.agent.job_table import JobTable
 from tiercache.agent.memory import Answer
-from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.status import status_body
 from tiercache.agent.writes import check_writable
 from tiercache.clock import Clock
@@ -155,7 +155,7 @@ class Server:
     @property
     def idle_s(self) -> float:
         """How long there has been neither a client nor a job."""
-        if self.peers or self._engine.jobs.running or self._engine.snapshots.running:
+        if self.peers or self._engine.jobs.table.running or self._engine.snapshots.table.running:
             self._idle_since_s = self._clock.now()
         return self._clock.now() - self._idle_since_s
 
@@ -284,13 +284,14 @@ class Server:
 
     async def _job_query(self, request: wire.JobQuery) -> wire.Job:
         wait_s = min(request.wait_s, MAX_WAIT_S)
-        return wire.Job(await self._jobs_with(request.job).query(request.job, wait_s))
+        return wire.Job(await self._table_with(request.job).query(request.job, wait_s))
 
     async def _job_cancel(self, request: wire.JobCancel) -> wire.Job:
-        return wire.Job(await self._jobs_with(request.job).cancel(request.job))
+        return wire.Job(await self._table_with(request.job).cancel(request.job))
 
-    def _jobs_with(self, job: str) -> Jobs | Snapshots:
-        return self._engine.snapshots if self._engine.snapshots.has(job) else self._engine.jobs
+    def _table_with(self, job: str) -> JobTable[Any]:
+        engine = self._engine
+        return engine.snapshots.table if engine.snapshots.has(job) else engine.jobs.table
 
     async def _snapshot_create(self, request: wire.SnapshotCreate) -> wire.Job:
         return wire.Job(await self._engine.snapshots.create(request))

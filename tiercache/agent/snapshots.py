@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
-from time import monotonic
 
 import msgspec
 
@@ -26,6 +24,7 @@ from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.freezing import Freezing
 from tiercache.agent.frozen_parts import FrozenParts
+from tiercache.agent.job_table import Job, JobTable
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
@@ -39,11 +38,9 @@ from tiercache.errors import (
     StaleHandle,
     TiercacheError,
 )
-from tiercache.model import Entry, JobProgress, JobState, Kind
+from tiercache.model import Entry, JobProgress, Kind
 from tiercache.policy import snapshots
 from tiercache.records import ObjectRecord, PinRecord
-
-log = logging.getLogger("tiercache.agent")
 
 # Tells the ids of these jobs from those of prefetches, which are hex.
 JOB_PREFIX = "s"
@@ -51,23 +48,14 @@ JOB_PREFIX = "s"
 PART_NUMBERS = 1 << 31
 # Of one snapshot: billions of objects.
 PARTS_AT_MOST = 1 << 20
-# Ended jobs that can still be asked for.
-KEPT_JOBS = 100
 
 
-@dataclass(slots=True)
-class _Job:
+@dataclass(slots=True, kw_only=True)
+class _Job(Job):
     """One snapshot in the making."""
 
-    id: str
     spec: wire.SnapshotCreate
-    started: float = field(default_factory=monotonic)
-    ended: float = 0.0
-    state: JobState = JobState.RUNNING
-    message: str = ""
-    error_class: str = ""
     freezing: Freezing | None = None
-    task: asyncio.Task[None] | None = None
 
     def progress(self) -> JobProgress:
         freezing = self.freezing
@@ -80,7 +68,7 @@ class _Job:
             listed_bytes=freezing.size_bytes if freezing else 0,
             filled=freezing.checked if freezing else 0,
             filled_bytes=freezing.checked_bytes if freezing else 0,
-            elapsed_s=(self.ended or monotonic()) - self.started,
+            elapsed_s=self.elapsed_s,
             message=self.message,
             error_class=self.error_class,
             dry_run=self.spec.dry_run,
@@ -100,11 +88,14 @@ class Snapshots:
         self._mounts = mounts
         self._names = names
         self._filler = filler
-        self._jobs: dict[str, _Job] = {}
+        self.table = JobTable[_Job](
+            self._make,
+            self._ended,
+            unknown=": if its agent has ended, nothing is left of its snapshot",
+            remedy="make it again",
+        )
         # Names that a job is about to take.
         self._making: set[str] = set()
-        # Jobs that ended by a defect of ours.
-        self.internal_errors = 0
 
     def recover(self) -> None:
         """Remove what former agents left of snapshots that they did not end, and of comparisons.
@@ -140,10 +131,6 @@ class Snapshots:
 
     # -- jobs -------------------------------------------------------------------------------
 
-    @property
-    def running(self) -> int:
-        return sum(not job.ended for job in self._jobs.values())
-
     def has(self, job_id: str) -> bool:
         return job_id.startswith(JOB_PREFIX)
 
@@ -157,13 +144,7 @@ class Snapshots:
         if not spec.dry_run:
             self._check_free(spec)
             self._making.add(spec.name)
-        job = _Job(JOB_PREFIX + secrets.token_hex(4), spec)
-        self._jobs[job.id] = job
-        ended = [other.id for other in self._jobs.values() if other.ended]
-        for old in ended[: max(0, len(ended) - KEPT_JOBS)]:
-            del self._jobs[old]
-        job.task = asyncio.create_task(self._run(job))
-        return job.progress()
+        return self.table.begin(_Job(id=JOB_PREFIX + secrets.token_hex(4), spec=spec))
 
     def _spelt(self, path: str) -> str:
         if snapshots.split(path):
@@ -186,57 +167,9 @@ class Snapshots:
                 remedy="choose another name, or --replace it",
             )
 
-    def _job(self, job_id: str) -> _Job:
-        job = self._jobs.get(job_id)
-        if job is None:
-            raise NotFound(
-                f"no job {job_id}: if its agent has ended, nothing is left of its snapshot",
-                remedy="make it again",
-            )
-        return job
-
-    async def query(self, job_id: str, wait_s: float) -> JobProgress:
-        """Return the job's state, waiting up to ``wait_s`` for it to end."""
-        job = self._job(job_id)
-        if wait_s > 0 and job.task is not None and not job.ended:
-            await asyncio.wait({job.task}, timeout=wait_s)
-        return job.progress()
-
-    async def cancel(self, job_id: str) -> JobProgress:
-        job = self._job(job_id)
-        if job.task is not None and not job.ended:
-            job.task.cancel()
-            await asyncio.gather(job.task, return_exceptions=True)
-        return job.progress()
-
-    async def stop(self) -> None:
-        """Cancel all; nothing is left of snapshots that were not done."""
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _run(self, job: _Job) -> None:
-        try:
-            await self._make(job)
-            job.state = JobState.DONE
-        except asyncio.CancelledError:
-            job.state = JobState.CANCELLED
-            job.message = "cancelled"
-        except (TiercacheError, OSError, NotCached) as error:
-            job.state = JobState.FAILED
-            job.message = str(error)
-            job.error_class = type(error).__name__
-        except Exception as error:  # the task's top: nobody else would ever see it
-            self.internal_errors += 1
-            log.exception("internal error in snapshot %s", job.spec.name)
-            job.state = JobState.FAILED
-            job.message = f"internal error: {type(error).__name__}: {error}"
-            job.error_class = TiercacheError.__name__
-        finally:
-            job.ended = monotonic()
-            if not job.spec.dry_run:
-                self._making.discard(job.spec.name)
+    async def _ended(self, job: _Job) -> None:
+        if not job.spec.dry_run:
+            self._making.discard(job.spec.name)
 
     async def _make(self, job: _Job) -> None:
         spec = job.spec

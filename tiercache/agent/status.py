@@ -43,8 +43,8 @@ def document(
             "format_version": FORMAT_VERSION,
             "wire_version": WIRE_VERSION,
             "internal_errors": internal_errors
-            + engine.jobs.internal_errors
-            + engine.snapshots.internal_errors,
+            + engine.jobs.table.internal_errors
+            + engine.snapshots.table.internal_errors,
             "dropped_peers": dropped_peers,
         },
         "cache": {
@@ -77,7 +77,7 @@ def document(
             for endpoint in engine.endpoints.all()
         ],
         "pins": engine.pins.paths,
-        "jobs": [msgspec.to_builtins(job) for job in engine.jobs.all()],
+        "jobs": [msgspec.to_builtins(job) for job in engine.jobs.table.all()],
         "clients": clients,
     }
 
