@@ -331,9 +331,13 @@ class SharedStateView(Protocol):
 
 class LeaseFile(Protocol):
     """The mapping from which clients pay, the agent's side; ``policy/lease_words.py`` lays it out.
-    A fresh one has no slot taken and no policy. Owned by one thread."""
+    Owned by one thread."""
 
     slots: memoryview
+
+    def begin(self) -> None:
+        """End all leases of an agent before: all slots are free and the policy is off."""
+        ...
 
     @property
     def generation(self) -> int:

@@ -1,8 +1,9 @@
 """Frames between client and agent on the Unix socket. docs/format.md draws them.
 
 A frame is a 4-byte little-endian body length, one version byte, and a msgpack body: one tagged
-array of a request or a response. A connection carries one request at a time; ``Advise`` alone
-has no answer. Bodies over ``MAX_FRAME_BYTES`` are refused before they are read.
+array of a request or a response. A connection carries one request at a time; ``Advise``,
+``ReportUse`` and ``Wake`` have no answer. Bodies over ``MAX_FRAME_BYTES`` are refused before they
+are read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 
 import msgspec
 
-from tiercache.errors import FormatError, TiercacheError, from_wire
+from tiercache.errors import FormatError, Throttled, TiercacheError, from_wire
 from tiercache.model import JobProgress, Kind
 from tiercache.settings import (
     AgentSettings,
@@ -19,6 +20,7 @@ from tiercache.settings import (
     MetadataSettings,
     MountSettings,
     ProfileSettings,
+    QosSettings,
 )
 
 WIRE_VERSION = 1
@@ -37,12 +39,14 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag_field="t"):
 
 class Hello(Request, frozen=True, array_like=True, tag=1):
     """``mounts`` and ``profiles`` are what the client is configured with: the agent adds those it
-    lacks, and refuses those that contradict its own."""
+    lacks, and refuses those that contradict its own. ``name`` is what the client calls itself for
+    the QoS policy: requests of this connection are charged as that name's."""
 
     client_version: str
     pid: int
     mounts: tuple[MountSettings, ...]
     profiles: tuple[ProfileSettings, ...]
+    name: str = ""
 
 
 class Lookup(Request, frozen=True, array_like=True, tag=2):
@@ -268,12 +272,16 @@ class QosChange(Request, frozen=True, array_like=True, tag=45):
     arguments: bytes = b"{}"
 
 
+class Wake(Request, frozen=True, array_like=True, tag=46):
+    """Somebody waits for tokens and the governor has not turned for long; no answer."""
+
+
 AnyRequest = (
     Hello | Lookup | Fill | FillMany | Advise | ListNames | WriteBegin | WriteData | WriteFinish
     | WriteAbort | Remove | Pin | Unpin | Evict | Invalidate | Prefetch | JobQuery | JobCancel
     | StatusQuery | ReportCorrupt | CopyObject | Shutdown | MountList
     | LocalPath | ReportUse | ReadThrough | Bind | SnapshotCreate | SnapshotRemove
-    | Enlist | QosQuery | QosChange
+    | Enlist | QosQuery | QosChange | Wake
 )  # fmt: skip
 
 
@@ -282,10 +290,13 @@ class Response(msgspec.Struct, frozen=True, array_like=True, tag_field="t"):
 
 
 class Failure(Response, frozen=True, array_like=True, tag=100):
+    """``retry_after_s`` is that of Throttled, 0.0 for all others."""
+
     error: str
     message: str
     path: str
     remedy: str
+    retry_after_s: float = 0.0
 
 
 class Done(Response, frozen=True, array_like=True, tag=101):
@@ -304,6 +315,7 @@ class Welcome(Response, frozen=True, array_like=True, tag=102):
     cache: CacheSettings | None = None
     agent: AgentSettings | None = None
     metadata: MetadataSettings | None = None
+    qos: QosSettings | None = None
 
 
 class Found(Response, frozen=True, array_like=True, tag=103):
@@ -422,7 +434,10 @@ def frame(message: Request | Response) -> bytes:
 
 def error_of(failure: Failure) -> TiercacheError:
     """Return the exception that a failure stands for."""
-    return from_wire(failure.error, failure.message, failure.path, failure.remedy)
+    error = from_wire(failure.error, failure.message, failure.path, failure.remedy)
+    if isinstance(error, Throttled):
+        error.retry_after_s = failure.retry_after_s
+    return error
 
 
 def failure_of(error: BaseException, path: str = "") -> Failure:
@@ -433,7 +448,8 @@ def failure_of(error: BaseException, path: str = "") -> Failure:
     message = error.message
     if path and error.path and error.path != path:
         message = f"{message} [{error.path}]"
-    return Failure(type(error).__name__, message, path or error.path, error.remedy)
+    retry_after_s = error.retry_after_s if isinstance(error, Throttled) else 0.0
+    return Failure(type(error).__name__, message, path or error.path, error.remedy, retry_after_s)
 
 
 def parse_header(header: bytes | memoryview) -> int:

@@ -48,6 +48,8 @@ def test_a_generation_never_comes_twice(tmp_path: Path) -> None:
     assert first.new_generation() == 3
     first.close()
     second = LeaseFileWriter(path)
+    assert second.generation == 3
+    second.begin()
     assert (second.generation, second.new_generation()) == (0, 4)
     assert reader.header[words.GENERATION_WORD] == 4  # the same file, not a new one
 
@@ -60,7 +62,9 @@ def test_an_agent_that_starts_ends_all_leases(tmp_path: Path) -> None:
     for word in range(len(first.slots)):
         first.slots[word] = 7
     first.close()
-    LeaseFileWriter(path).close()
+    second = LeaseFileWriter(path)
+    assert all(reader.slots)  # until it is ready to answer who asks for a lease
+    second.begin()
     assert not any(reader.slots)
     assert reader.header[words.TURN_WORD] == 0
 

@@ -16,16 +16,18 @@ from tiercache.settings import (
     MetadataSettings,
     MountSettings,
     ProfileSettings,
+    QosSettings,
 )
 
 MOUNT = MountSettings(path="/m", origin="s3://bucket/data")
 GONE = wire.Failure("NotFound", "x", "/m/a", "")
+SLOW = wire.Failure("Throttled", "x", "/m/a", "wait", 1.5)
 HERE = wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True, 3.0)
 # From when every mount said "error" or "stale".
 OLD_MOUNT = MountSettings(path="/m", origin="s3://bucket/data", offline="error")
 
 MESSAGES: dict[str, wire.Request | wire.Response] = {
-    "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
+    "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),), "train"),
     "Lookup": wire.Lookup("/m/a", True),
     "Fill": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20), True),
     "FillMany": wire.FillMany((("/m/a", 0, None), ("/m/b", 5, 7))),
@@ -59,7 +61,9 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
     "Enlist": wire.Enlist("train"),
     "QosQuery": wire.QosQuery("explain", b'{"path":"/m"}'),
     "QosChange": wire.QosChange("unset", b'{"identity":"train"}'),
+    "Wake": wire.Wake(),
     "Failure": wire.Failure("NotFound", "no such object", "/m/a", ""),
+    "Failure-2": SLOW,
     "Done": wire.Done(7),
     "Welcome": wire.Welcome(
         "0.1.0",
@@ -68,6 +72,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
         CacheSettings(dir="/c"),
         AgentSettings(),
         MetadataSettings(url="lmdb:/mnt/ebs"),
+        QosSettings(policy="/etc/qos.toml"),
     ),
     "Found": HERE,
     "Filled": wire.Filled((None,)),
@@ -85,6 +90,18 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
 
 # What peers of the same wire version sent before a field was added: read, no longer written.
 OLDER: dict[str, wire.Request | wire.Response] = {
+    "Hello-without-name": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
+    "Failure-without-advice": wire.Failure("NotFound", "no such object", "/m/a", ""),
+    "Bound-without-advice": wire.Bound((wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0), GONE)),
+    "FilledMany-without-advice": wire.FilledMany((None, GONE), (HERE, None)),
+    "Welcome-without-qos": wire.Welcome(
+        "0.1.0",
+        42,
+        (MOUNT,),
+        CacheSettings(dir="/c"),
+        AgentSettings(),
+        MetadataSettings(url="lmdb:/mnt/ebs"),
+    ),
     "Welcome-without-settings": wire.Welcome("0.1.0", 42, (OLD_MOUNT,)),
     "Welcome-without-metadata": wire.Welcome(
         "0.1.0", 42, (OLD_MOUNT,), CacheSettings(dir="/c"), AgentSettings()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tiercache.policy.agreement import ignored, refused, refused_metadata
+from tiercache.policy.agreement import ignored, refused, refused_metadata, refused_qos
 from tiercache.settings import (
     AgentSettings,
     CacheSettings,
     FreeSpaceRatio,
     Limit,
     MetadataSettings,
+    QosSettings,
     TotalBytes,
 )
 from tiercache.units import GIB
@@ -64,6 +65,21 @@ def test_memory(wanted: int, running: int, count: int) -> None:
 def test_the_metadata_store(wanted: MetadataSettings, running: MetadataSettings, said: str) -> None:
     assert said in "".join(refused_metadata(wanted, running))
     assert bool(said) is bool(refused_metadata(wanted, running))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "said"),
+    [
+        (QosSettings(name="a", max_wait_s=1.0), QosSettings(policy="/p"), ""),
+        (QosSettings(policy="/p", name="a"), QosSettings(policy="/p", name="b"), ""),
+        (QosSettings(policy="/p"), QosSettings(), "none in the running agent"),
+        (QosSettings(policy="/p"), QosSettings(policy="/q"), "qos.policy is /p here, /q in"),
+    ],
+)
+def test_the_qos_policy(wanted: QosSettings, running: QosSettings, said: str) -> None:
+    found = refused_qos(wanted, running)
+    assert bool(found) == bool(said)
+    assert said in "".join(found)
 
 
 def test_what_is_said_and_what_is_left_to_whoever_started_the_agent() -> None:

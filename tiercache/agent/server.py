@@ -239,7 +239,13 @@ class Server:
         running = self._engine.settings
         mounts = self._engine.mounts.all
         return wire.Welcome(
-            __version__, os.getpid(), mounts, running.cache, running.agent, running.metadata
+            __version__,
+            os.getpid(),
+            mounts,
+            running.cache,
+            running.agent,
+            running.metadata,
+            running.qos,
         )
 
     async def _write_begin(self, peer: Peer, request: wire.WriteBegin) -> wire.WriteStarted:

@@ -36,8 +36,10 @@ from tiercache.units import MIB
 # The device rounds every file up to a block and keeps its own tree of blocks (ext4: 4 KiB for
 # ~340 fragments); two blocks an extent cover both.
 EXTENT_OVERHEAD_BYTES = 8192
-# superblock, lock, log and the shared mapping.
-FIXED_OVERHEAD_BYTES = 2 * MIB
+# The shared mapping 1,028 KiB, the leases 260, two logs of 256, two audit logs of 64, the policy
+# that was applied and its successor 64 each, overrides and calibration 16 each and as much for
+# their successors, superblock and lock 8: 2,128 KiB.
+FIXED_OVERHEAD_BYTES = 2 * MIB + MIB // 4
 # Clients let go of evicted extents when the epoch moves: at once when they read, else when their
 # janitor looks (every 0.1 s). Waiting longer than this means that somebody really holds on.
 HELD_WAIT_S = 3.0

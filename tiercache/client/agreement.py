@@ -20,6 +20,8 @@ def accept(settings: Settings, welcome: wire.Welcome) -> None:
     refused = agreement.refused(settings.cache, welcome.cache)
     if welcome.metadata is not None:
         refused += agreement.refused_metadata(settings.metadata, welcome.metadata)
+    if welcome.qos is not None:
+        refused += agreement.refused_qos(settings.qos, welcome.qos)
     if refused:
         raise ConfigError("; ".join(refused), path=settings.cache.dir, remedy=agreement.REMEDY)
     for sentence in agreement.ignored(settings.agent, welcome.agent):

@@ -52,7 +52,8 @@ _ONCE = (wire.WriteData, wire.WriteFinish, wire.CopyObject)
 
 class Link:
     """Requests and answers. ``start_agent`` returns when an agent serves, or raises; ``accept``
-    is called with the welcome of each agent that answers, and raises for one not to be used."""
+    is called with the welcome of each agent that answers, and raises for one not to be used.
+    ``name`` is what this client calls itself for the QoS policy."""
 
     def __init__(
         self,
@@ -62,10 +63,11 @@ class Link:
         profiles: tuple[ProfileSettings, ...],
         start_agent: Callable[[], None],
         accept: Callable[[wire.Welcome], None],
+        name: str = "",
     ) -> None:
         # Constant after construction
         self._socket_path = socket_path
-        self._hello = wire.frame(wire.Hello(__version__, os.getpid(), mounts, profiles))
+        self._hello = wire.frame(wire.Hello(__version__, os.getpid(), mounts, profiles, name))
         self._start_agent = start_agent
         self._accept = accept
         # Guarded by _lock (list operations are atomic by themselves)

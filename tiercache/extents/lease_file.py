@@ -42,8 +42,8 @@ class LeaseFileReader:
 
 
 class LeaseFileWriter:
-    """The agent's side; one process at a time. Makes the file where it is missing; what an agent
-    before left in it is over: all slots are free and the policy is off.
+    """The agent's side; one process at a time. Makes the file where it is missing. What an agent
+    before left in it stands until ``begin``: clients go on with the shares that they had.
 
     Raises FormatError for a file of another format, OSError where the device has no room.
     """
@@ -56,6 +56,9 @@ class LeaseFileWriter:
         whole = memoryview(self._mapping).cast("Q")
         self._header = whole[: HEADER_BYTES // 8]
         self.slots: memoryview = whole[HEADER_BYTES // 8 :]
+
+    def begin(self) -> None:
+        """End all leases of an agent before: all slots are free and the policy is off."""
         self.turn_off()
         for slot in range(SLOTS_COUNT):
             self.clear(slot)

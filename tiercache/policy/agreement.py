@@ -14,6 +14,7 @@ from tiercache.settings import (
     FreeSpaceRatio,
     Limit,
     MetadataSettings,
+    QosSettings,
     TotalBytes,
 )
 from tiercache.units import format_bytes
@@ -47,6 +48,15 @@ def refused_metadata(wanted: MetadataSettings, running: MetadataSettings) -> lis
             f"metadata.profile is {wanted.profile} here, {running.profile} in the running agent"
         )
     return found
+
+
+def refused_qos(wanted: QosSettings, running: QosSettings) -> list[str]:
+    """Return the same for the QoS policy, whose limits and reservations are promises too. Name and
+    ``max_wait_s`` are each client's own."""
+    if not _differ(wanted.policy, running.policy, QosSettings().policy):
+        return []
+    here, there = wanted.policy, running.policy or "none"
+    return [f"qos.policy is {here} here, {there} in the running agent"]
 
 
 def ignored(wanted: AgentSettings, running: AgentSettings) -> list[str]:
