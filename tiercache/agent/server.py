@@ -207,6 +207,8 @@ class Server:
             if isinstance(request, wire.ReportUse):
                 self._engine.report_use(request)
                 continue
+            if isinstance(request, wire.Wake):
+                continue
             with Answer() as answer:
                 frame = wire.frame(await self._answer(peer, request))
                 answer.built()
