@@ -4,6 +4,7 @@
     l <hash16> <part4>      CatalogListing    a directory's entries, as last listed whole
     p <hash16>              PinRecord
     j <job id>              JobRecord
+    u <hash16>              QuotaRecord       what an identity holds of this node's cache
     s <name>                SnapshotRecord    a dataset frozen under a name
     t <name> \\0 <part4>     SnapshotPart      its objects, in path order
 
@@ -22,7 +23,7 @@ import msgspec
 from tiercache import records
 from tiercache.errors import FormatError
 from tiercache.model import Entry, Kind
-from tiercache.records import JobRecord, PinRecord
+from tiercache.records import JobRecord, PinRecord, QuotaRecord
 
 FORMAT_VERSION = 1
 # Objects in one part of a snapshot: ~150 B each make values of ~1 MiB.
@@ -90,7 +91,10 @@ class SnapshotPart(msgspec.Struct, frozen=True, array_like=True):
     objects: tuple[SnapshotObject, ...]
 
 
-Record = CatalogRecord | CatalogListing | PinRecord | JobRecord | SnapshotRecord | SnapshotPart
+Record = (
+    CatalogRecord | CatalogListing | PinRecord | JobRecord | SnapshotRecord | SnapshotPart
+    | QuotaRecord
+)  # fmt: skip
 
 # By the first byte of their keys.
 TYPES: dict[bytes, type[Record]] = {
@@ -100,6 +104,7 @@ TYPES: dict[bytes, type[Record]] = {
     b"j": JobRecord,
     b"s": SnapshotRecord,
     b"t": SnapshotPart,
+    b"u": QuotaRecord,
 }
 PREFIXES = tuple(TYPES)
 # Which agent committed last. It speaks of one store and one node: neither exported nor copied.
@@ -166,6 +171,8 @@ def key_fits(key: bytes, record: Record) -> bool:
             return key == records.pin_key(record.path)
         case JobRecord():
             return key == records.job_key(record.id)
+        case QuotaRecord():
+            return key == records.quota_key(record.identity)
         case SnapshotRecord():
             return key == snapshot_key(record.name)
         case SnapshotPart():

@@ -8,6 +8,7 @@ contract, ``FORMAT_VERSION`` its number, ``tests/format`` holds golden bytes.
     l <hash16> <part4>      ListingPart     a directory's entries, as last listed whole
     p <path>                PinRecord
     j <job id>              JobRecord
+    u <hash16>              QuotaRecord     what an identity holds of the cache
     s, t                    dataset snapshots, as in the metadata store (``catalog``)
     q <number8>             a key whose value the metadata store has not got yet, in order
     Q <key>                 number8         where it stands in that order
@@ -36,7 +37,7 @@ META_OUTBOX = b"\x00outbox"
 META_ATTACHED = b"\x00attached"
 # First letters of what is known of names, wherever their bytes lie: what a metadata store keeps.
 # An object's record also says where its bytes lie, so a change of it is not always one of these.
-KNOWLEDGE = frozenset(b"oljpst")
+KNOWLEDGE = frozenset(b"oljpstu")
 
 _U64 = struct.Struct(">Q")
 _U64_U32 = struct.Struct(">QI")
@@ -74,13 +75,15 @@ class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
 
 class ExtentRecord(msgspec.Struct, frozen=True, array_like=True):
     """One extent file. ``owner`` is the hash of the one object it belongs to, empty for a pack;
-    ``first_page`` is the object's page at its start."""
+    ``first_page`` is the object's page at its start. ``identity`` is whom it is charged to, empty
+    for the default one."""
 
     slot: int
     length_bytes: int
     owner: bytes = b""
     data_id: int = 0
     first_page: int = 0
+    identity: str = ""
 
     @property
     def is_pack(self) -> bool:
@@ -106,12 +109,25 @@ PART_ENTRIES = 8192
 
 
 class PinRecord(msgspec.Struct, frozen=True, array_like=True):
-    """``prefix`` is a key; with ``tree`` it stands for every key below ``prefix`` + "/" too."""
+    """``prefix`` is a key; with ``tree`` it stands for every key below ``prefix`` + "/" too.
+    ``identity`` is who pinned it, empty for the default one."""
 
     path: str
     origin: str
     prefix: str
     tree: bool
+    identity: str = ""
+
+
+class QuotaRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What an identity holds of the cache: the sums over its extents, which are committed with it.
+    ``used_bytes`` as the device allocated them, with each extent's overhead; ``pinned_bytes`` of
+    these. There is none where nobody's capacity is bounded."""
+
+    identity: str
+    used_bytes: int
+    pinned_bytes: int
+    extents: int
 
 
 class JobRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -151,11 +167,13 @@ decode_listing = msgspec.msgpack.Decoder(ListingPart).decode
 decode_pin = msgspec.msgpack.Decoder(PinRecord).decode
 decode_job = msgspec.msgpack.Decoder(JobRecord).decode
 decode_attachment = msgspec.msgpack.Decoder(Attachment).decode
+decode_quota = msgspec.msgpack.Decoder(QuotaRecord).decode
 decode_endpoint = msgspec.msgpack.Decoder(EndpointRecord).decode
 
 Record = (
-    ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord | Attachment | EndpointRecord
-)
+    ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord | QuotaRecord | Attachment
+    | EndpointRecord
+)  # fmt: skip
 
 
 def encode(record: Record) -> bytes:
@@ -217,6 +235,11 @@ def pin_key(path: str) -> bytes:
 
 def job_key(job_id: str) -> bytes:
     return b"j" + job_id.encode()
+
+
+def quota_key(identity: str) -> bytes:
+    # As long as it likes: an LMDB key holds 511 bytes.
+    return b"u" + blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def outbox_key(number: int) -> bytes:

@@ -12,7 +12,7 @@ from tiercache.catalog import (
     SnapshotRecord,
 )
 from tiercache.model import Entry, Kind
-from tiercache.records import JobRecord, PinRecord
+from tiercache.records import JobRecord, PinRecord, QuotaRecord
 
 FILE = CatalogRecord(
     origin="s3://bucket",
@@ -37,7 +37,8 @@ LISTING = CatalogListing(
         Entry("sub", Kind.DIRECTORY),
     ),
 )
-PIN = PinRecord(path="/m/data", origin="s3://bucket", prefix="data", tree=True)
+PIN = PinRecord(path="/m/data", origin="s3://bucket", prefix="data", tree=True, identity="ann")
+QUOTA = QuotaRecord(identity="ann", used_bytes=150_036_480, pinned_bytes=0, extents=3)
 JOB = JobRecord(
     id="0badcafe",
     paths=("/m/data",),
@@ -91,6 +92,7 @@ EXAMPLES: dict[str, tuple[bytes, Record]] = {
     "listing": (records.listing_key("s3://bucket", "data/", False, 0), LISTING),
     "pin": (records.pin_key("/m/data"), PIN),
     "job": (records.job_key("0badcafe"), JOB),
+    "quota": (records.quota_key("ann"), QUOTA),
     "snapshot": (catalog.snapshot_key("v1"), SNAPSHOT),
     "snapshot-part": (catalog.snapshot_part_key("v1", 4), PART),
 }

@@ -24,7 +24,7 @@ from tiercache.catalog import (
 from tiercache.errors import FormatError
 from tiercache.metadata import bookkeeping
 from tiercache.model import Entry, Kind
-from tiercache.records import JobRecord, PinRecord
+from tiercache.records import JobRecord, PinRecord, QuotaRecord
 
 DOCUMENT = Path(__file__).parents[2] / "docs/format.md"
 TEXT = st.text(max_size=20)
@@ -34,7 +34,7 @@ def test_the_golden_bytes_are_of_this_version_and_complete() -> None:
     assert catalog.FORMAT_VERSION == 1
     assert golden("catalog").keys() == {f"{n}.{p}" for n in EXAMPLES for p in ("key", "value")}
     assert {type(record) for _, record in EXAMPLES.values()} == set(catalog.TYPES.values())
-    assert catalog.PREFIXES == (b"o", b"l", b"p", b"j", b"s", b"t")
+    assert catalog.PREFIXES == (b"o", b"l", b"p", b"j", b"s", b"t", b"u")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -176,7 +176,8 @@ RECORDS: dict[type[catalog.Record], st.SearchStrategy[catalog.Record]] = {
     CatalogListing: st.builds(
         CatalogListing, TEXT, TEXT, st.booleans(), COUNT, TIME_S, st.lists(ENTRY).map(tuple)
     ),
-    PinRecord: st.builds(PinRecord, TEXT, TEXT, TEXT, st.booleans()),
+    PinRecord: st.builds(PinRecord, TEXT, TEXT, TEXT, st.booleans(), TEXT),
+    QuotaRecord: st.builds(QuotaRecord, TEXT, COUNT, COUNT, COUNT),
     JobRecord: st.builds(
         JobRecord, TEXT, TEXTS, TEXTS, TEXTS, st.booleans(), st.none() | COUNT, COUNT
     ),

@@ -24,6 +24,7 @@ from tiercache.records import (
     ListingPart,
     ObjectRecord,
     PinRecord,
+    QuotaRecord,
 )
 
 Record = ObjectRecord | ExtentRecord | ListingPart | PinRecord | JobRecord
@@ -61,7 +62,12 @@ RECORDS: dict[str, records.Record] = {
         origin="gs://b@127.0.0.1:9000", key="ключ", kind=Kind.ABSENT, validated_s=-inf
     ),
     "extent": ExtentRecord(
-        slot=1, length_bytes=64 << 20, owner=bytes(range(16)), data_id=258, first_page=1024
+        slot=1,
+        length_bytes=64 << 20,
+        owner=bytes(range(16)),
+        data_id=258,
+        first_page=1024,
+        identity="ann",
     ),
     "pack": ExtentRecord(slot=524288, length_bytes=64 << 20),
     "listing": ListingPart(
@@ -77,7 +83,9 @@ RECORDS: dict[str, records.Record] = {
         ),
         validated_unix_s=1_700_000_060.5,
     ),
-    "pin": PinRecord(path="/m/data", origin="s3://bucket", prefix="data", tree=True),
+    "pin": PinRecord(
+        path="/m/data", origin="s3://bucket", prefix="data", tree=True, identity="ann"
+    ),
     "job": JobRecord(
         id="0badcafe",
         paths=("/m/data",),
@@ -87,6 +95,7 @@ RECORDS: dict[str, records.Record] = {
         max_bytes=None,
         concurrency=64,
     ),
+    "quota": QuotaRecord(identity="ann", used_bytes=150_036_480, pinned_bytes=4096, extents=3),
     "endpoint": EndpointRecord(
         name="s3:eu-central-1", down_unix_s=1_700_000_000.5, seen_unix_s=1_700_000_035.0
     ),
@@ -97,6 +106,9 @@ RECORDS: dict[str, records.Record] = {
 OLDER = {
     f"{name}-without-unix-time": msgspec.structs.replace(RECORDS[name], validated_unix_s=0.0)
     for name in ("large", "packed", "absent", "listing")
+} | {
+    f"{name}-without-identity": msgspec.structs.replace(RECORDS[name], identity="")
+    for name in ("extent", "pack", "pin")
 }
 DECODERS = {
     ObjectRecord: records.decode_object,
@@ -104,6 +116,7 @@ DECODERS = {
     ListingPart: records.decode_listing,
     PinRecord: records.decode_pin,
     JobRecord: records.decode_job,
+    QuotaRecord: records.decode_quota,
     EndpointRecord: records.decode_endpoint,
 }
 
@@ -146,6 +159,7 @@ def test_keys() -> None:
     assert records.member_prefix(4).hex() == "6d" + "0000000000000004"
     assert records.job_key("0badcafe").hex() == "6a3062616463616665"
     assert records.pin_key("/m/data").hex() == "703e1154e14c70e9c3c6b1f9380c4f0a30"
+    assert records.quota_key("ann").hex() == "75d8963d899008cf8c05369be7b9042715"
     assert records.endpoint_key("s3:eu-central-1").hex() == "65ed7bb13b08c29ebcbf9d650cf2906856"
     assert records.META_NEXT_ID == b"\0next-id"
     assert (records.META_OUTBOX, records.META_ATTACHED) == (b"\0outbox", b"\0attached")

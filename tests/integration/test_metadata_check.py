@@ -66,6 +66,7 @@ async def test_a_whole_store_is_clean() -> None:
         "job": 1,
         "snapshot": 1,
         "snapshot-part": 2,
+        "quota": 0,
     }
     assert (report.records, report.later) == (11, 1)
     assert [(problem.kind, problem.message) for problem in report.problems] == [

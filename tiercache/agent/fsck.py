@@ -298,7 +298,7 @@ class _Checker:
         found = self._extent(extent_id)
         if found is None:
             return f"extent {extent_id:016x} is not in the index"
-        if found != expected:
+        if msgspec.structs.replace(found, identity=expected.identity) != expected:
             return f"extent {extent_id:016x} is of another object or part"
         return "" if self._opened(extent_id) is not None else "missing"
 

@@ -14,7 +14,7 @@ from tiercache import catalog, records
 from tiercache.catalog import CatalogListing, CatalogRecord, Record
 from tiercache.errors import FormatError
 from tiercache.model import Kind
-from tiercache.records import JobRecord, ListingPart, ObjectRecord, PinRecord
+from tiercache.records import JobRecord, ListingPart, ObjectRecord, PinRecord, QuotaRecord
 
 # Who committed last. Not knowledge, and so never copied from store to store.
 WRITER_KEY = catalog.WRITER_KEY
@@ -74,6 +74,8 @@ def to_store(key: bytes, raw: bytes) -> bytes | None:
                 return catalog.encode(records.decode_pin(raw))
             case b"j":
                 return catalog.encode(records.decode_job(raw))
+            case b"u":
+                return catalog.encode(records.decode_quota(raw))
             case _:
                 return raw  # a snapshot's are the same in both
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -122,7 +124,7 @@ def to_index(key: bytes, value: bytes) -> tuple[Record, bytes]:
             return record, records.encode(_object_to_index(record))
         case CatalogListing():
             return record, records.encode(_listing_to_index(record))
-        case PinRecord() | JobRecord():
+        case PinRecord() | JobRecord() | QuotaRecord():
             return record, records.encode(record)
         case _:
             return record, value

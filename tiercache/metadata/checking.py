@@ -14,7 +14,7 @@ from tiercache.errors import FormatError
 from tiercache.metadata.dump import TYPE_NAMES, records_of
 from tiercache.metadata.transfer import BATCH_RECORDS, Digest
 from tiercache.ports import MetadataStore
-from tiercache.records import JobRecord, PinRecord
+from tiercache.records import JobRecord, PinRecord, QuotaRecord
 
 # More are counted, not kept.
 KEPT_PROBLEMS = 1000
@@ -225,6 +225,8 @@ def name_of(key: bytes, record: Record) -> str:
             return f"pin {record.path}"
         case JobRecord():
             return f"job {record.id}"
+        case QuotaRecord():
+            return f"quota {record.identity}"
 
 
 async def check(

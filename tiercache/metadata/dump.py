@@ -34,6 +34,7 @@ TYPE_NAMES: dict[bytes, str] = {
     b"j": "job",
     b"s": "snapshot",
     b"t": "snapshot-part",
+    b"u": "quota",
 }
 
 Pair = tuple[bytes, bytes]
