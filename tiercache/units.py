@@ -1,7 +1,7 @@
 """Parse and print quantities. Strings like "2TiB" end here; everything inside is a number.
 
 Byte sizes take SI (kB, MB, GB, TB, PB: powers of 1000) and IEC (KiB … PiB: powers of 1024)
-suffixes; durations take ns, us, ms, s, m, h, d.
+suffixes; durations take ns, us, ms, s, m, h, d; rates end in "/s".
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ _SECONDS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0} | {
     "h": 3600.0,
     "d": 86400.0,
 }
+_OPERATIONS = {"": 1, "k": 1000, "m": 10**6}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def _split(text: str, what: str) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{text!r} is not a {what}")
+    # Beyond 300 digits a float is infinite; nobody means that.
+    if match is None or len(text) > 300:
+        raise ConfigError(f"{text[:300]!r} is not a {what}")
     return float(match[1]), match[2].lower()
 
 
@@ -45,6 +47,35 @@ def parse_bytes(text: str | int) -> int:
     if unit not in _BYTES:
         raise ConfigError(f"{text!r} has no size unit", remedy="write it like 512MiB, 2TiB or 10GB")
     return int(number * _BYTES[unit])
+
+
+def parse_byte_rate(text: str) -> float:
+    """Return bytes a second from "500MB/s". Raises ConfigError for anything else."""
+    remedy = "write it like 500MB/s or 2GiB/s"
+    size, slash, second = text.partition("/")
+    if not slash or second.strip() not in ("s", "sec"):
+        raise ConfigError(f"{text!r} is not a rate", remedy=remedy)
+    try:
+        return float(parse_bytes(size))
+    except ConfigError:
+        raise ConfigError(f"{text!r} is not a rate", remedy=remedy) from None
+
+
+def parse_operation_rate(text: str) -> float:
+    """Return operations a second from "20k/s". Raises ConfigError for anything else."""
+    remedy = "write it like 20k/s or 500/s"
+    count, slash, second = text.partition("/")
+    if not slash or second.strip() not in ("s", "sec"):
+        raise ConfigError(f"{text!r} is not a rate of operations", remedy=remedy)
+    return parse_operations(count, remedy)
+
+
+def parse_operations(text: str, remedy: str = "write it like 20k or 500") -> float:
+    """Return a number of operations from "20k"."""
+    number, unit = _split(text, "number of operations")
+    if unit not in _OPERATIONS:
+        raise ConfigError(f"{text!r} is not a number of operations", remedy=remedy)
+    return number * _OPERATIONS[unit]
 
 
 def parse_duration(text: str | int | float) -> float:

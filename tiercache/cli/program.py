@@ -61,6 +61,9 @@ METADATA = {
     "rebuild": Command("metadata_agent:rebuild", "Learn names anew from the origins."),
     "status": Command("metadata_agent:status", "Show how the agent and its store get along."),
 }
+QOS = {
+    "check": Command("qos:check", "Check a policy file; no agent is needed."),
+}
 SNAPSHOT = {
     "create": Command("snapshot:create", "Freeze names and versions below paths."),
     "ls": Command("snapshot:ls", "List the snapshots."),
@@ -86,6 +89,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "evict": Command("residency:evict", "Drop cached bytes; the origin is not touched."),
     "invalidate": Command("residency:invalidate", "Forget how fresh names are."),
     "autarky": ("Prepare for outages.", AUTARKY),
+    "qos": ("Check, show and change the QoS policy.", QOS),
     "status": Command("status:status", "Show cache, mounts, origins, jobs and clients."),
     "agent": ("Run, start, stop and watch the agent.", AGENT),
     "mount": Command("mount:mount", "Show the mounts and whether their origins answer."),

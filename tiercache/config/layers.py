@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tiercache.config.places import Path, line_numbers, line_of
 from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Kind, Section
+from tiercache.config.toml_text import parse_toml
 from tiercache.config.values import (
     nearest_hint,
     parse,
@@ -173,13 +173,7 @@ def _refuse_both_limits(layer: Layer) -> None:
 
 def file_layer(text: str, file: str) -> Layer:
     """Read one TOML file. Raises ConfigError naming file and line."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        line = message.partition("at line ")[2].partition(",")[0]
-        place = f"{file}:{line}" if line.isdecimal() else f"{file}:{text.count(chr(10)) + 1}"
-        raise ConfigError(f"not TOML: {message}", path=place) from None
+    data = parse_toml(text, file)
     lines = line_numbers(text)
     _refuse_secrets_of_file(data, (), lines, file)
     return _read(_Source(lines, file, from_text=False), data)

@@ -1,0 +1,414 @@
+"""What is wrong with a QoS policy as a whole. Pure; single values are the parser's business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import isinf
+
+from tiercache.policy import qos_schedule
+from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, Rates, Resource
+from tiercache.policy.qos_match import ANYBODY, GROUP_SIGN, ListedRule, MatchRule
+from tiercache.policy.qos_rules import (
+    UNKNOWN_RATES,
+    CapacityTerms,
+    ClassRule,
+    Fraction,
+    IdentityRule,
+    Override,
+    Policy,
+    Rate,
+    Size,
+    Terms,
+    merge,
+    overridden,
+    rate_of,
+    size_of,
+    terms_at,
+)
+from tiercache.policy.qos_schedule import DAY_MINUTES, DAYS, Moment
+from tiercache.units import format_bytes
+
+# Each identity has a mark of one byte (``Seat.mark``), of which 0 says "not used lately".
+MOST_IDENTITIES = 255
+# Reservations are added up at every moment at which something changes: 14 for each window.
+MOST_WINDOWS = 64
+# Every first use of a path by a process looks at all of them.
+MOST_RULES = 4096
+
+At = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """``at`` names what is wrong: ("identity", "training", "read", "reserve"). ``place`` is where
+    it stands ("qos.toml:12"), where the parser knows."""
+
+    at: At
+    cause: str
+    remedy: str = ""
+    place: str = ""
+
+    @property
+    def key(self) -> str:
+        """``at`` as text: identity[training].read.reserve."""
+        text = ""
+        for index, part in enumerate(self.at):
+            named = index and self.at[index - 1] in ("identity", "class", "backend", "match")
+            if named or isinstance(part, int):
+                text += f"[{part}]"
+            else:
+                text += f".{part}" if text else str(part)
+        return text
+
+    def __str__(self) -> str:
+        text = ": ".join(part for part in (self.place, self.key, self.cause) if part)
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+
+def find_problems(
+    policy: Policy,
+    node_rates: Rates = UNKNOWN_RATES,
+    *,
+    cache_bytes: int | None = None,
+    overrides: Iterable[Override] = (),
+) -> tuple[Problem, ...]:
+    """Return why a policy cannot be kept; nothing where it can.
+
+    ``node_rates`` are what was measured of the node, for what the policy leaves to that; of what
+    is not known only shares are added up. The parser has refused wrong values and duplicate names.
+    """
+    policy = _with_overrides(policy, overrides)
+    classes = {DEFAULT_CLASS} | {rule.name for rule in policy.classes}
+    found = [*_too_many(policy)]
+    for rule in policy.identities:
+        if rule.class_name not in classes:
+            found.append(
+                Problem(
+                    at=("identity", rule.name, "class"),
+                    cause=f"no class {rule.class_name!r}",
+                    remedy=f"the classes are {', '.join(sorted(classes))}",
+                )
+            )
+        found += _matches(rule)
+        found += _capacity(rule, cache_bytes)
+    found += _unreachable(policy.rules)
+    rates = known_rates(policy, node_rates)
+    for class_rule in policy.classes:
+        found += _terms("class", class_rule, rates)
+    for rule in policy.identities:
+        found += _terms("identity", rule, rates)
+    found += _minimums(policy, cache_bytes)
+    if not found:
+        found += _reservations(policy, rates)
+    return tuple(found)
+
+
+def known_rates(policy: Policy, node_rates: Rates) -> Rates:
+    """Return what the policy says of the node, and what was measured of what it does not say."""
+    node, (read, write, operations) = policy.node, node_rates
+    return (
+        read if node.read is None else node.read,
+        write if node.write is None else node.write,
+        operations if node.operations is None else node.operations,
+    )
+
+
+def _with_overrides(policy: Policy, overrides: Iterable[Override]) -> Policy:
+    """Return a policy in which what is set by hand holds at all hours."""
+    given = tuple(overrides)
+    if not given:
+        return policy
+    rules = policy.identities
+    if all(rule.name != DEFAULT_IDENTITY for rule in rules):
+        rules = (*rules, IdentityRule(name=DEFAULT_IDENTITY))
+    changed = []
+    for rule in rules:
+        mine = [override for override in given if override.identity == rule.name]
+        plain = overridden(rule, mine)
+        schedules = tuple(
+            replace(one, terms=overridden(replace(rule, terms=one.terms), mine).terms)
+            for one in rule.schedules
+        )
+        changed.append(replace(plain, schedules=schedules))
+    return replace(policy, identities=tuple(changed))
+
+
+def _too_many(policy: Policy) -> Iterator[Problem]:
+    counts = (
+        ("identity", len(policy.identities), MOST_IDENTITIES, "identities"),
+        ("identity", len(policy.rules), MOST_RULES, "match rules"),
+        ("class", len(policy.classes), MOST_IDENTITIES, "classes"),
+        ("identity", len(policy.windows), MOST_WINDOWS, "hours in schedules"),
+        ("backend", len(policy.backends), MOST_RULES, "backends"),
+    )
+    for kind, count, most, name in counts:
+        if count > most:
+            yield Problem(at=(kind,), cause=f"{count} {name}", remedy=f"at most {most}")
+
+
+def _matches(rule: IdentityRule) -> Iterator[Problem]:
+    at: At = ("identity", rule.name, "match")
+    if rule.name == DEFAULT_IDENTITY and rule.matches:
+        yield Problem(
+            at=at,
+            cause="is for whoever no rule matches",
+            remedy="remove match, or give the identity another name",
+        )
+    if rule.name != DEFAULT_IDENTITY and not rule.matches:
+        yield Problem(
+            at=at,
+            cause="no rule: nobody is ever this identity",
+            remedy=f'give it one, such as match = {{ name = "{rule.name}" }}',
+        )
+    users = {word for word in rule.claim if word[:1] not in (ANYBODY, GROUP_SIGN)}
+    everybody_named = len(users) == len(rule.claim)
+    for number, match in enumerate(rule.matches):
+        if match.name and everybody_named and match.user not in users and (match.user or not users):
+            yield Problem(
+                at=(*at, number),
+                cause=f"{match} can match nobody: claim lets only "
+                f"{', '.join(rule.claim) or 'nobody'} use the name",
+                remedy="widen claim, or remove the rule",
+            )
+
+
+def _unreachable(rules: Sequence[ListedRule]) -> Iterator[Problem]:
+    """Find rules that can never win. Rules of other keys leave each other room, so that only one
+    of the same keys and values, listed before, can take everything from a rule."""
+    before: dict[MatchRule, list[ListedRule]] = {}
+    numbers: dict[str, int] = {}
+    for listed in rules:
+        number = numbers[listed.identity] = numbers.get(listed.identity, -1) + 1
+        for other in before.setdefault(listed.rule, []):
+            claimed = not listed.rule.name or ANYBODY in other.claim
+            if claimed or set(listed.claim) <= set(other.claim):
+                yield Problem(
+                    at=("identity", listed.identity, "match", number),
+                    cause=f"{listed.rule} can never win: {other.identity} lists the same before it",
+                    remedy="remove one of the two, or add a key",
+                )
+                break
+        before[listed.rule].append(listed)
+
+
+def _exceeds(less: Rate | None, more: Rate | None, of_all: float) -> bool:
+    """Say whether a rate is more than another; not where they cannot be compared."""
+    if less is None or more is None:
+        return False
+    if isinstance(less, Fraction) and isinstance(more, Fraction):
+        return less.of_all > more.of_all
+    if isinf(of_all) and (isinstance(less, Fraction) or isinstance(more, Fraction)):
+        return False
+    return rate_of(less, of_all, 0.0) > rate_of(more, of_all, 0.0)
+
+
+def _terms(kind: str, rule: ClassRule | IdentityRule, rates: Rates) -> Iterator[Problem]:
+    places: list[tuple[At, Terms, Terms]] = [((), rule.terms, rule.terms)]
+    places += [
+        (("schedule", number), merge(rule.terms, one.terms), one.terms)
+        for number, one in enumerate(rule.schedules)
+    ]
+    for place, terms, said in places:
+        for resource in Resource:
+            share, here = terms.share(resource), said.share(resource)
+            if _exceeds(share.reserve, share.limit, rates[resource]):
+                key = "limit" if here.reserve is None else "reserve"
+                yield Problem(
+                    at=(kind, rule.name, *place, resource.name.lower(), key),
+                    cause="the reserve is more than the limit",
+                    remedy="lower the reserve or raise the limit",
+                )
+
+
+def _capacity(rule: IdentityRule, cache_bytes: int | None) -> Iterator[Problem]:
+    capacity = rule.capacity
+    orders = (("min", "soft"), ("min", "max"), ("soft", "max"), ("pin_max", "max"))
+    for less, more in orders:
+        lesser: Size | None = getattr(capacity, less)
+        greater: Size | None = getattr(capacity, more)
+        if _exceeds(lesser, greater, float("inf") if cache_bytes is None else cache_bytes):
+            yield Problem(
+                at=("identity", rule.name, "capacity", less),
+                cause=f"{less} is more than {more}",
+                remedy=f"lower {less} or raise {more}",
+            )
+
+
+def _minimums(policy: Policy, cache_bytes: int | None) -> Iterator[Problem]:
+    rules = [rule for rule in policy.identities if rule.capacity.min is not None]
+    if not rules:
+        return
+    biggest = max(rules, key=lambda rule: _minimum(rule.capacity, cache_bytes))
+    at = ("identity", biggest.name, "capacity", "min")
+    shares = sum(
+        rule.capacity.min.of_all for rule in rules if isinstance(rule.capacity.min, Fraction)
+    )
+    total = sum(_minimum(rule.capacity, cache_bytes) for rule in rules)
+    if cache_bytes is not None and total > cache_bytes:
+        yield Problem(
+            at=at,
+            cause=f"the minimum capacities are {format_bytes(total)} together, the cache has "
+            f"{format_bytes(cache_bytes)}",
+            remedy="lower them, or give the cache more room",
+        )
+    elif shares > 1 + 1e-9:
+        yield Problem(
+            at=at,
+            cause=f"the minimum capacities are {shares:.4g} of the cache together",
+            remedy="lower them to at most 100%",
+        )
+
+
+def _minimum(capacity: CapacityTerms, cache_bytes: int | None) -> int:
+    return size_of(capacity.min, cache_bytes) or 0
+
+
+def _moments(policy: Policy) -> list[Moment]:
+    """Return one moment of each stretch of the week in which nothing changes."""
+    minutes = qos_schedule.changes(policy.windows) or [0]
+    return [
+        Moment(weekday=minute // DAY_MINUTES, minute=minute % DAY_MINUTES) for minute in minutes
+    ]
+
+
+def _reservations(policy: Policy, rates: Rates) -> Iterator[Problem]:
+    moments = _moments(policy)
+    for resource in Resource:
+        for check in (_over_class, _over_node):
+            found = (check(policy, resource, rates[resource], moment) for moment in moments)
+            problem = next((one for one in found if one), None)
+            if problem:
+                yield problem
+
+
+def _reserves(policy: Policy, resource: Resource, node: float, moment: Moment) -> _Reserves:
+    """Add up what is reserved. Of an unknown node only shares count, and it is 1."""
+    of_class: dict[str, float] = {DEFAULT_CLASS: 0.0}
+    of_identities: dict[str, float] = {}
+    for rule in policy.classes:
+        of_class[rule.name] = _tokens(terms_at(rule, moment).share(resource).reserve, node)
+    for identity in policy.identities:
+        tokens = _tokens(terms_at(identity, moment).share(resource).reserve, node)
+        of_identities[identity.name] = tokens
+    return _Reserves(policy=policy, of_class=of_class, of_identities=of_identities)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reserves:
+    policy: Policy
+    of_class: dict[str, float]
+    of_identities: dict[str, float]
+
+    def inside(self, class_name: str) -> float:
+        """What the identities of a class reserve together."""
+        return sum(
+            self.of_identities[rule.name]
+            for rule in self.policy.identities
+            if rule.class_name == class_name
+        )
+
+    @property
+    def total(self) -> float:
+        return sum(max(own, self.inside(name)) for name, own in self.of_class.items())
+
+    @property
+    def biggest(self) -> tuple[str, str]:
+        """The class or identity that reserves the most."""
+        everything = {("class", name): tokens for name, tokens in self.of_class.items()}
+        everything |= {("identity", name): tokens for name, tokens in self.of_identities.items()}
+        return max(everything, key=lambda key: everything[key])
+
+
+def _tokens(rate: Rate | None, node: float) -> float:
+    if isinf(node):
+        return rate.of_all if isinstance(rate, Fraction) else 0.0
+    return rate_of(rate, node, 0.0)
+
+
+def _over_class(policy: Policy, resource: Resource, node: float, moment: Moment) -> Problem | None:
+    reserves = _reserves(policy, resource, node, moment)
+    for rule in policy.classes:
+        limit = terms_at(rule, moment).share(resource).limit
+        if limit is None or (isinf(node) and not isinstance(limit, Fraction)):
+            continue
+        bound = (
+            limit.of_all if isinf(node) and isinstance(limit, Fraction) else _tokens(limit, node)
+        )
+        inside = reserves.inside(rule.name)
+        if inside > bound * (1 + 1e-9):
+            return Problem(
+                at=("class", rule.name, resource.name.lower(), "limit"),
+                cause=f"its identities reserve {_shown(inside, resource, node)} together"
+                f"{_at(policy, moment)}, more than the limit of {_shown(bound, resource, node)}",
+                remedy="raise the limit or lower their reserves",
+            )
+    return None
+
+
+def _over_node(policy: Policy, resource: Resource, node: float, moment: Moment) -> Problem | None:
+    reserves = _reserves(policy, resource, node, moment)
+    delivers = 1.0 if isinf(node) else node
+    if reserves.total <= delivers * (1 + 1e-9):
+        return None
+    word = resource.name.lower()
+    return Problem(
+        at=(*reserves.biggest, word, "reserve"),
+        cause=f"all reservations of {word} are {_shown(reserves.total, resource, node)} together"
+        f"{_at(policy, moment)}, the node delivers {_shown(delivers, resource, node)}",
+        remedy=f"lower them by {_shown(reserves.total - delivers, resource, node)}",
+    )
+
+
+def _at(policy: Policy, moment: Moment) -> str:
+    if not policy.windows:
+        return ""
+    return f" on {DAYS[moment.weekday]} at {moment.minute // 60:02}:{moment.minute % 60:02}"
+
+
+def _shown(tokens: float, resource: Resource, node: float) -> str:
+    if isinf(node):
+        return f"{tokens * 100:.4g}%"
+    if resource is Resource.OPERATIONS:
+        return f"{tokens:.6g}/s"
+    return f"{format_bytes(tokens)}/s"
+
+
+def find_warnings(policy: Policy) -> tuple[Problem, ...]:
+    """Return what is allowed and yet seldom meant."""
+    found = []
+    priorities = {rule.name: rule.terms.priority or 0 for rule in policy.classes}
+    reserving = {rule.name for rule in policy.classes if _reserves_any(rule.terms)}
+    ordinary = priorities.get(DEFAULT_CLASS, 0)
+    for rule in policy.identities:
+        at: At = ("identity", rule.name, "claim")
+        names = [match for match in rule.matches if match.name]
+        # A rule that gives a user or a group as well does not depend on the claim alone.
+        open_names = [m for m in names if not (m.user or m.group or m.access_key)]
+        favoured = (
+            priorities.get(rule.class_name, 0) > ordinary
+            or rule.class_name in reserving
+            or _reserves_any(rule.terms)
+        )
+        if open_names and ANYBODY in rule.claim and favoured and rule.name != "prefetch":
+            found.append(
+                Problem(
+                    at=at,
+                    cause=f"anybody may use the name {open_names[0].name!r}, and so what is "
+                    "reserved for it",
+                    remedy='name users and groups, such as claim = "@training"',
+                )
+            )
+        if rule.claim != (ANYBODY,) and not names:
+            found.append(
+                Problem(
+                    at=at,
+                    cause="has no effect: no rule of this identity gives a name",
+                    remedy="remove it, or add name to match",
+                )
+            )
+    return tuple(found)
+
+
+def _reserves_any(terms: Terms) -> bool:
+    return any(terms.share(resource).reserve for resource in Resource)
