@@ -18,12 +18,13 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCH_OUT := benchmarks/out
+QOS_PLOT ?= $(BENCH_OUT)/demo-qos.svg
 
 VENV_STAMP := $(VENV)/.tiercache-installed
 RIVALS_STAMP := $(VENV)/.tiercache-rivals
 AZURITE_STAMP := $(EMULATORS)/azurite/.installed
 
-.PHONY: help venv emulators demo test lint bench bench-short bench-baselines ci clean
+.PHONY: help venv emulators demo demo-qos test lint bench bench-short bench-baselines ci clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +54,10 @@ $(AZURITE_STAMP): | $(VENV_STAMP)
 demo: venv emulators  ## three clouds, one namespace, on this machine in about a minute
 	@echo "== the demo: three object stores, one namespace"
 	@$(BIN)/python -m tiercache.testing.demo
+
+demo-qos: venv emulators  ## a training job and its noisy neighbours, without and with a policy
+	@echo "== the demo of QoS: one node, three tenants"
+	@$(BIN)/python -m tiercache.testing.demo_qos --plot $(QOS_PLOT)
 
 test: venv emulators  ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 	@echo "== the test suite, $(WORKERS) workers"

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tiercache.testing.emulators import Azurite, EmulatorMissing, FakeGcs, SeaweedS3
 
 COMMAND = [sys.executable, "-m", "tiercache.testing.demo"]
+QOS_COMMAND = [sys.executable, "-m", "tiercache.testing.demo_qos", "--short"]
 DEMO_TIMEOUT_S = 150.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.emulator, pytest.mark.timeout(200)]
@@ -34,10 +36,10 @@ def _emulators() -> None:
 
 
 @contextmanager
-def started_demo(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def started_demo(folder: Path, command: list[str] = COMMAND) -> Iterator[subprocess.Popen[str]]:
     """Run the demo in a process group of its own, with ``folder`` for all temporary files."""
     with subprocess.Popen(
-        COMMAND,
+        command,
         env={**os.environ, "TMPDIR": str(folder), "AWS_PROFILE": "of-the-user"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -105,6 +107,35 @@ def test_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals, afte
                 # A terminal sends Ctrl-C to the whole foreground group.
                 send = os.killpg if number is signal.SIGINT else os.kill
                 send(process.pid, number)
+                break
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(lines) + text
+    assert_nothing_is_left(tmp_path)
+
+
+def test_qos_demo_ends_in_a_table_and_a_plot(tmp_path: Path) -> None:
+    plot, folder = tmp_path / "plots" / "qos.svg", tmp_path / "temporary"
+    folder.mkdir()
+    with started_demo(folder, [*QOS_COMMAND, "--plot", str(plot)]) as process:
+        text, _ = process.communicate(timeout=DEMO_TIMEOUT_S)
+    assert process.returncode == 0, text
+    assert "\x1b" not in text, "control sequences without a terminal"
+    for phase in ("alone", "all, no policy", "all, policy"):
+        assert re.search(rf"^{phase}\s+[\d,]+ of 8,000\s", text, re.MULTILINE), text
+    assert re.search(r"^ *training +[▁▂▃▄▅▆▇█]{18} +up to ", text, re.MULTILINE), text
+    drawn = ElementTree.parse(plot).getroot()
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 3
+    assert_nothing_is_left(folder)
+
+
+def test_interrupted_qos_demo_cleans_up(tmp_path: Path) -> None:
+    with started_demo(tmp_path, QOS_COMMAND) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "[3]" in line:
+                os.killpg(process.pid, signal.SIGINT)
                 break
         text, _ = process.communicate(timeout=60)
     assert process.returncode == 130, "".join(lines) + text

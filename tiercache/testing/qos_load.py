@@ -74,8 +74,8 @@ class _Span(NamedTuple):
 
 
 class Play:
-    """A load, once. ``start`` lets it begin for ``seconds``; ``tracks`` waits for its end. Close it,
-    and no process is left. Not thread safe."""
+    """A load, once. ``start`` lets it begin for ``seconds``; ``tracks`` waits for its end. Once it
+    is closed no process of it is left. Not thread safe."""
 
     def __init__(self, settings: Settings, tenants: Sequence[Tenant], *, seconds: float) -> None:
         # Constant after construction
