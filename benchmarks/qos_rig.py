@@ -23,8 +23,10 @@ from benchmarks import sampler
 from benchmarks.harness import Figure, Missing, Outcome, Role, Sample
 from benchmarks.lab import Lab, path_of, settle
 from benchmarks.workload import Workload
+from tiercache.config.qos_policy import parse_policy
 from tiercache.namespace import Namespace
 from tiercache.policy.qos import IdentityPlan, Plan, Resource, Share
+from tiercache.policy.qos_schedule import Moment
 from tiercache.settings import QosSettings, Settings
 from tiercache.testing import qos_tracks
 from tiercache.testing.qos_load import Play, Tenant, Tracks
@@ -141,6 +143,11 @@ def governed(lab: Lab, workload: Workload, *, free: bool = False) -> Iterator[Ri
             path=path_of(found.key),
             length_bytes=found.length,
         )
+
+
+def plan_of(text: str) -> Plan:
+    """Return what a policy without schedules says."""
+    return parse_policy(text, where="the workload's policy").plan(Moment(weekday=0, minute=0))
 
 
 def with_policy(lab: Lab, text: str, *, endpoint: str = "") -> Settings:

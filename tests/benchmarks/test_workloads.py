@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from benchmarks import registry, rivals, sources, workload
 from benchmarks.harness import Figure, Outcome, judged
 from benchmarks.measures import cold, epochs, hot, metadata, storms, streams, training
+from benchmarks.qos_rig import plan_of
 from benchmarks.workload import Workload
+from tiercache.config.qos_policy import check_policy
 from tiercache.errors import ConfigError
 from tiercache.testing.network import PROFILES
 
@@ -65,6 +68,22 @@ OUTLIVES_THE_NODE = [
     ("outage", "the longest stall of a loop over cached data", 1.0),
 ]
 
+GOVERNED = [
+    ("qos-limit", "rate ÷ limit, or limit ÷ rate, over 5 s", 1.03),
+    ("qos-reserve", "rate ÷ reservation", 0.97),
+    ("qos-weights", "rates ÷ weights, the larger by the smaller", 1.1),
+    ("qos-conservation", "rate ÷ the node's", 0.95),
+    ("qos-priority", "training's p99 beside the prefetch ÷ alone", 1.5),
+    ("qos-starvation", "longest time without progress, of any identity", 1.0),
+    ("qos-many", "rate ÷ limit, or limit ÷ rate", 1.1),
+    ("qos-many", "worst wait ÷ fair share", 2.0),
+    ("qos-both", "rate ÷ limit, the larger of the two", 1.03),
+    ("qos-both", "use of the limit that binds", 0.95),
+]
+POLICIES = {
+    name: str(one.options["policy"]) for name, one in ALL.items() if "policy" in one.options
+}
+
 # What a measure makes contenders of; all others make registered ones, or sources.
 CONTENDERS = {
     "reads": {*registry.CONTENDERS},
@@ -84,7 +103,10 @@ CONTENDERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "limit"), NODE_CACHE + BENCHMARKS + OUTLIVES_THE_NODE)
+PROMISES = NODE_CACHE + BENCHMARKS + OUTLIVES_THE_NODE + GOVERNED
+
+
+@pytest.mark.parametrize(("name", "text", "limit"), PROMISES)
 def test_every_promise_has_its_bar(name: str, text: str, limit: float) -> None:
     (bar,) = [bar for bar in ALL[name].bar if bar.text == text]
     assert limit in (bar.at_most, bar.at_least)
@@ -102,8 +124,16 @@ def test_what_a_workload_names_is_there(one: Workload) -> None:
         assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_of_workloads_say_what_the_node_delivers(name: str) -> None:
+    """Nothing of them is measured first: the same limits hold on every machine."""
+    checked = check_policy(POLICIES[name], where=name)
+    assert checked.policy is not None, checked.problems
+    assert all(math.isfinite(rate) for rate in plan_of(POLICIES[name]).node)
+
+
 def test_the_gate_is_small_and_guards_the_hit_path() -> None:
-    assert len(GATED) <= 18
+    assert len(GATED) <= 20
     for name, one in GATED.items():
         assert one.bar, f"{name} is in the gate and has nothing to fail by"
         if name.startswith("hot-"):
