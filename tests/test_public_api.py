@@ -15,6 +15,7 @@ from tiercache import errors
 from tiercache.fs import TierCacheFileSystem
 from tiercache.model import Entry, FileExtent, JobProgress, Stat
 from tiercache.namespace import Namespace
+from tiercache.qos import Qos
 from tiercache.snapshots import Snapshot, Snapshots
 
 GOLDEN = Path(__file__).with_name("public_api.json")
@@ -46,6 +47,7 @@ def listing() -> dict[str, object]:
         "Namespace": {"(new)": signature(Namespace.__init__), **surface(Namespace)},
         "Snapshot": surface(Snapshot),
         "Snapshots": surface(Snapshots),
+        "Qos": surface(Qos),
         "TierCacheFileSystem": surface(TierCacheFileSystem),
         "errors": {name: lineage(cls) for name, cls in sorted(errors.BY_NAME.items())},
         "values": {

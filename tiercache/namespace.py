@@ -29,6 +29,7 @@ from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import age_s, fresh_until_s, listing_fresh_until_s
 from tiercache.ports import Buffer
+from tiercache.qos import Qos
 from tiercache.settings import MountSettings, Settings
 from tiercache.snapshots import Snapshot, Snapshots
 
@@ -476,6 +477,11 @@ class Namespace:
     def snapshots(self) -> Snapshots:
         """All dataset snapshots: to make, list, compare and remove them."""
         return Snapshots(self)
+
+    @property
+    def qos(self) -> Qos:
+        """The QoS policy: what holds, who gets how much, why somebody waits, and changes."""
+        return Qos(lambda: self.client.link)
 
     def job(self, job_id: str) -> Job:
         """Return a job of this agent by its id. Raises NotFound."""

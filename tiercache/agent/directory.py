@@ -20,6 +20,7 @@ INDEX = "index.lmdb"
 STATE = "shared.state"
 LEASES = "leases.state"
 LOG = "agent.log"
+AUDIT = "qos-audit.jsonl"
 EXTENTS = "extents"
 
 # Whoever starts an agent opens its log first; superblocks are written under another name.
@@ -51,6 +52,11 @@ class CacheDirectory:
     @property
     def log(self) -> str:
         return str(self.root / LOG)
+
+    @property
+    def audit(self) -> str:
+        """The log of policy changes and denials; the one before it ends in ".1"."""
+        return str(self.root / AUDIT)
 
     @property
     def socket(self) -> str:

@@ -320,27 +320,12 @@ def _plain(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def written_window(window: Window) -> str:
-    runs: list[list[int]] = []
-    for day in window.days:
-        if runs and runs[-1][-1] == day - 1:
-            runs[-1].append(day)
-        else:
-            runs.append([day])
-    days = ",".join(
-        DAYS[run[0]] if len(run) == 1 else f"{DAYS[run[0]]}-{DAYS[run[-1]]}" for run in runs
-    )
-    start, end = divmod(window.start_minute, 60), divmod(window.end_minute, 60)
-    hours = f"{start[0]:02}:{start[1]:02}-{end[0]:02}:{end[1]:02}"
-    return hours if len(window.days) == 7 else f"{days} {hours}"
-
-
 def written(kind: Kind, value: object) -> object:
     """Return a parsed value as the file or JSON would say it; what is read again is equal."""
     if isinstance(value, Fraction):
         return f"{value.of_all * 100:.12g}%"
     if isinstance(value, tuple):
-        texts = [written_window(one) if isinstance(one, Window) else one for one in value]
+        texts = [str(one) if isinstance(one, Window) else one for one in value]
         return texts[0] if len(texts) == 1 else texts
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value

@@ -44,6 +44,21 @@ class Window:
         """Minutes of the week at which it begins."""
         return tuple(day * DAY_MINUTES + self.start_minute for day in self.days)
 
+    def __str__(self) -> str:
+        """Return it as a policy writes it: "Mon-Fri 08:00-20:00"."""
+        runs: list[list[int]] = []
+        for day in self.days:
+            if runs and runs[-1][-1] == day - 1:
+                runs[-1].append(day)
+            else:
+                runs.append([day])
+        days = ",".join(
+            DAYS[run[0]] if len(run) == 1 else f"{DAYS[run[0]]}-{DAYS[run[-1]]}" for run in runs
+        )
+        start, end = divmod(self.start_minute, 60), divmod(self.end_minute, 60)
+        hours = f"{start[0]:02}:{start[1]:02}-{end[0]:02}:{end[1]:02}"
+        return hours if len(self.days) == 7 else f"{days} {hours}"
+
     def holds(self, moment: Moment) -> bool:
         return any(
             (moment.week_minute - start) % WEEK_MINUTES < self.minutes for start in self.starts

@@ -1,0 +1,137 @@
+"""What the agent tells of a policy, by tables: shares, overrides, schedules, who is charged."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiercache.agent.qos_answers import (
+    InForce,
+    claims,
+    identity_now,
+    next_change_s,
+    overrides_now,
+    schedules_now,
+    text_of,
+)
+from tiercache.config.qos_policy import parse_override, parse_policy
+from tiercache.policy.qos import Claimant
+from tiercache.policy.qos_rules import Policy
+from tiercache.policy.qos_schedule import Moment
+
+pytestmark = pytest.mark.timeout(60)
+
+TEXT = """\
+version = 1
+[node]
+read = "2GB/s"
+[[class]]
+name = "batch"
+priority = 10
+[[class.schedule]]
+when = ["Mon-Fri 08:00-20:00", "Sat 10:00-12:00"]
+priority = 20
+[[identity]]
+name = "training"
+class = "batch"
+claim = ["@ml"]
+match = [{ name = "training" }, { user = "ann", path = "/data" }]
+read = { reserve = "50%", limit = "1500MB/s" }
+capacity = { max = "8GiB" }
+[[identity.schedule]]
+when = "22:00-06:00"
+read = { limit = "1GB/s" }
+[[identity]]
+name = "people"
+match = { user = "ann" }
+"""
+MONDAY_NOON = Moment(weekday=0, minute=12 * 60)
+NOW_S = 1_000_000.0
+
+
+def in_force(moment: Moment = MONDAY_NOON, *set_by_hand: tuple[str, float | None]) -> InForce:
+    policy = parse_policy(TEXT, where="test")
+    overrides = tuple(parse_override("training", text, until) for text, until in set_by_hand)
+    return InForce(
+        policy=policy,
+        plan=policy.plan(moment, overrides=overrides, cache_bytes=1 << 40),
+        moment=moment,
+        now_unix_s=NOW_S,
+        overrides=overrides,
+    )
+
+
+def test_an_identity_with_what_was_set_by_hand() -> None:
+    force = in_force(MONDAY_NOON, ("read.limit=1.2GB/s", NOW_S + 90), ("in_flight = 7", None))
+    training = force.plan.identities[0]
+    told = identity_now(force, training, lambda name: (len(name), 3))
+    assert (told.shares.read.reserve, told.shares.read.limit) == (1e9, 1.2e9)
+    assert told.shares.write.limit is None and told.in_flight == 7
+    assert (told.capacity.used_bytes, told.capacity.pinned_bytes) == (8, 3)
+    assert told.capacity.max_bytes == 8 << 30
+    assert told.rules == ("name 'training', for @ml", "user 'ann', path '/data'")
+    first, second = overrides_now(force)
+    assert (first.key, first.value, first.left_s) == ("read.limit", "1.2GB/s", 90.0)
+    assert (second.key, second.value, second.left_s) == ("in_flight", "7", None)
+    assert overrides_now(force, "training") == (first, second)
+    assert overrides_now(force, "people") == ()
+    assert next_change_s(force) == 90.0
+
+
+@pytest.mark.parametrize(
+    ("moment", "found", "change_s"),
+    [
+        (MONDAY_NOON, [("class", "batch", "Mon-Fri 08:00-20:00")], 8 * 3600.0),
+        (Moment(weekday=5, minute=600), [("class", "batch", "Sat 10:00-12:00")], 7200.0),
+        (Moment(weekday=6, minute=1350), [("identity", "training", "22:00-06:00")], 27000.0),
+        (Moment(weekday=6, minute=600), [], 43200.0),
+    ],
+)
+def test_schedules(moment: Moment, found: list[tuple[str, str, str]], change_s: float) -> None:
+    force = in_force(moment)
+    assert [(one.kind, one.name, one.when) for one in schedules_now(force)] == found
+    assert schedules_now(force, ("other", "people")) == ()
+    assert schedules_now(force, ("batch", "training")) == schedules_now(force)
+    assert next_change_s(force) == change_s
+
+
+ANN = Claimant(users=frozenset({"ann", "1000"}), groups=frozenset({"ml", "1000"}))
+BOB = Claimant(users=frozenset({"bob"}), name="training")
+
+
+def test_who_is_charged_and_why() -> None:
+    policy = parse_policy(TEXT, where="test")
+    told = claims(policy, "training", "/data/x", [(7, ANN), (3, ANN), (9, BOB)])
+    assert [claim.claimant for claim in told] == [
+        "user 'ann', group 'ml'",
+        "user 'bob', name 'training'",
+        "group 'ml', name 'training'",
+        "user 'ann'",
+    ]
+    ann, bob, by_name, by_user = told
+    assert (ann.identity, ann.pids) == ("training", (3, 7))
+    assert [(rule.identity, bool(rule.reason)) for rule in ann.rules] == [
+        ("training", False),
+        ("people", True),
+    ]
+    assert (bob.identity, bob.pids) == ("default", (9,))
+    assert bob.rules[0].refused and "@ml" in bob.rules[0].reason
+    assert (by_name.identity, by_user.identity) == ("training", "training")
+    assert claims(policy, "training", "/other", [(7, ANN)])[-1].identity == "people"
+
+
+def test_the_default_identity_is_anybody_elses() -> None:
+    (told,) = claims(Policy(), "default", "/", [])
+    assert (told.claimant, told.identity, told.rules) == ("anybody else", "default", ())
+    assert claims(Policy(), "default", "/", [(1, ANN)])[0].pids == (1,)
+
+
+@pytest.mark.parametrize(
+    ("claimant", "text"),
+    [
+        (Claimant(), "anybody else"),
+        (Claimant(users=frozenset({"1000"})), "user '1000'"),
+        (Claimant(name="x", access_key="AK"), "name 'x', access key 'AK'"),
+    ],
+)
+def test_claimants_as_text(claimant: Claimant, text: str) -> None:
+    assert text_of(claimant) == text
