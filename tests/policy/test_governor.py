@@ -1,0 +1,126 @@
+"""What the governor grants, as tables. Long runs are in tests/simulation."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from tiercache.policy.governor import Governor
+from tiercache.policy.qos import IdentityPlan, Plan, Rates, Share
+
+MB = 1e6
+UNBOUNDED = (inf, inf, inf)
+READ_64K: Rates = (65536.0, 0.0, 1.0)
+
+
+def identity(name: str, *, read: Share = Share(), operations: Share = Share()) -> IdentityPlan:
+    return IdentityPlan(name=name, shares=(read, Share(), operations))
+
+
+def plan(*identities: IdentityPlan, node: Rates = UNBOUNDED) -> Plan:
+    return Plan(node=node, identities=(IdentityPlan(), *identities))
+
+
+def test_nothing_is_rationed_where_nothing_is_bounded() -> None:
+    governor = Governor(plan(identity("a", read=Share(weight=3))), 0.0)
+    payer = governor.join("a")
+    governor.used(payer, READ_64K)
+    governor.wants(payer, READ_64K, 0.0)
+    governor.turn(0.01)
+    assert governor.grant(payer) == UNBOUNDED
+    assert governor.share(payer) == UNBOUNDED
+    assert governor.safe(payer) == UNBOUNDED
+    assert governor.admit(payer, READ_64K, 0.01)
+
+
+def test_who_comes_has_one_operation_at_once_and_an_idle_one_keeps_it() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    payer = governor.join("a")
+    assert governor.grant(payer) == (1.0, inf, inf)
+    for turn in range(200):
+        governor.turn(turn / 100)
+    assert governor.is_idle()
+    assert governor.grant(payer) == (1.0, inf, inf)
+
+
+def test_an_unknown_identity_is_the_default() -> None:
+    governor = Governor(plan(identity("a")), 0.0)
+    governor.join("nobody")
+    assert [report.payers for report in governor.report()] == [1, 0]
+
+
+def test_a_limit_in_debt_admits_nobody_until_it_is_paid() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    one, other = governor.join("a"), governor.join("a")
+    governor.used(one, (2 * MB, 0.0, 1.0))
+    governor.wants(other, READ_64K, 0.0)
+    for turn in range(1, 190):
+        governor.turn(turn / 100)
+        assert governor.grant(other)[0] == 0
+    governor.turn(1.91)
+    assert governor.grant(other)[0] > 0
+
+
+def test_admit_pays_at_once_or_not_at_all() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    payer = governor.join("a")
+    assert governor.admit(payer, READ_64K, 0.0)
+    assert governor.admit(payer, READ_64K, 0.0)
+    assert not governor.admit(payer, READ_64K, 0.0)
+    assert not governor.admit(payer, READ_64K, 0.0)
+    assert governor.admit(payer, READ_64K, 0.1)
+
+
+def test_admit_goes_behind_who_waits() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    agent, process = governor.join("a"), governor.join("a")
+    governor.used(agent, (1.0, 0.0, 1.0))
+    governor.wants(process, READ_64K, 0.0)
+    assert not governor.admit(agent, READ_64K, 0.0)
+    governor.wants(process, (0.0, 0.0, 0.0), 0.0)
+    assert governor.admit(agent, READ_64K, 0.0)
+
+
+def test_those_of_an_identity_that_vanishes_go_on_as_the_default() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    payer = governor.join("a")
+    governor.used(payer, (5 * MB, 0.0, 1.0))
+    governor.replace(plan(), 0.5)
+    governor.turn(0.51)
+    assert governor.grant(payer) == UNBOUNDED
+    assert [report.payers for report in governor.report()] == [1]
+
+
+def test_a_debt_outlives_a_change_of_the_plan() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    payer = governor.join("a")
+    governor.used(payer, (5 * MB, 0.0, 1.0))
+    governor.replace(plan(identity("a", read=Share(limit=2 * MB))), 0.5)
+    governor.wants(payer, READ_64K, 0.5)
+    governor.turn(0.51)
+    assert governor.grant(payer)[0] == 0
+    governor.turn(3.0)
+    assert governor.grant(payer)[0] > 0
+
+
+def test_the_report_names_the_bucket_that_binds() -> None:
+    governor = Governor(
+        plan(
+            identity("a", read=Share(limit=MB)),
+            identity("b", operations=Share(limit=10)),
+            identity("c"),
+            node=(100 * MB, inf, inf),
+        ),
+        0.0,
+    )
+    payers = [governor.join(name) for name in ("a", "b", "c")]
+    for turn in range(1, 101):
+        for payer in payers:
+            governor.used(payer, tuple(min(n, 1e9) for n in governor.grant(payer)))  # type: ignore[arg-type]
+            governor.wants(payer, READ_64K, turn / 100)
+        governor.turn(turn / 100)
+    binding = {report.name: report.binding for report in governor.report()}
+    assert binding == pytest.approx(
+        {"default": "", "a": "limit read", "b": "limit operations", "c": "node read"}
+    )
