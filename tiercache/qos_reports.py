@@ -125,8 +125,8 @@ class IdentityUse(msgspec.Struct, frozen=True, kw_only=True):
 
     ``rates`` are of about the last second; ``share`` (0–1) the greatest part of what the node has
     of any resource. ``waiting`` processes and jobs wait, the longest for ``waiting_s``, on
-    ``bound_by``: "identity limit", "class limit", "node", "in-flight", "backend s3://…" ("" where
-    nobody waits). Counters: ``waits`` waits that took ``waited_s`` together, ``throttled`` given
+    ``bound_by``: "limit read" (its own), "class operations", "node read", "in flight", "" where
+    nobody waits. Counters: ``waits`` waits that took ``waited_s`` together, ``throttled`` given
     up after max_wait, and bytes and operations charged.
     """
 

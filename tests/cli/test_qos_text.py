@@ -148,7 +148,7 @@ BUSY = IdentityUse(
     share=0.4,
     waiting=3,
     waiting_s=0.23,
-    bound_by="identity limit",
+    bound_by="limit read",
     waits=5,
     waited_s=1.5,
     throttled=1,
@@ -168,7 +168,7 @@ def test_top() -> None:
     )
     busy, idle = top_grid(told).rows
     assert busy == (
-        "training", "batch", "4", "800.0", "0.0", "12207", "40%", "3", "230 ms", "identity limit",
+        "training", "batch", "4", "800.0", "0.0", "12207", "40%", "3", "230 ms", "limit read",
         "5", "1.5 s", "1",
     )  # fmt: skip
     assert idle[7:10] == ("-", "-", "-") and len(busy) == len(top_grid(told).header)
@@ -213,7 +213,7 @@ def test_explain() -> None:
         "  lost: user 'ann' → users: name goes before user",
         "  refused: name 'training' → vip: only bob",
         "now: 800 MB/s read, 0 B/s written, 12.2 k/s operations by 4 processes",
-        "3 wait, the longest for 230 ms, on: identity limit",
+        "3 wait, the longest for 230 ms, on: limit read",
         "by schedule of class batch: Mon-Fri 08:00-20:00",
         "by override: read.limit = 800MB/s, until unset",
         "at most 32 requests of the identity in flight",

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from math import inf
+from typing import Any
+
 import pytest
 
 from tiercache.agent.qos_answers import (
+    Counts,
     InForce,
+    buckets,
+    check_known,
     claims,
     identity_now,
     next_change_s,
     overrides_now,
     schedules_now,
     text_of,
+    uses,
 )
 from tiercache.config.qos_policy import parse_override, parse_policy
+from tiercache.errors import NotFound
+from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import Claimant
 from tiercache.policy.qos_rules import Policy
 from tiercache.policy.qos_schedule import Moment
@@ -123,6 +132,64 @@ def test_the_default_identity_is_anybody_elses() -> None:
     (told,) = claims(Policy(), "default", "/", [])
     assert (told.claimant, told.identity, told.rules) == ("anybody else", "default", ())
     assert claims(Policy(), "default", "/", [(1, ANN)])[0].pids == (1,)
+
+
+def report(name: str, read: float, **more: Any) -> IdentityReport:
+    values: dict[str, Any] = {
+        "class_name": "batch",
+        "priority": 1,
+        "payers": 1,
+        "waiting": 0,
+        "longest_wait_s": 0.0,
+        "levels": (inf, inf, inf),
+        "share": (inf, inf, inf),
+        "binding": "",
+    }
+    return IdentityReport(name=name, used=(read, 0.0, read / 100), **(values | more))
+
+
+def held(name: str) -> tuple[int, int]:
+    return (10, 2) if name == "b" else (0, 0)
+
+
+def test_use_with_the_busiest_first() -> None:
+    reports = [report("a", 1e8), report("b", 4e8, waiting=2, binding="limit read"), report("c", 0)]
+    counts = {"b": Counts(processes=3, waits=7, is_full=True), "c": Counts(throttled=1)}
+    told = uses((1e9, inf, inf), reports, lambda name: counts.get(name, Counts()), held)
+    assert [(one.identity, one.share) for one in told] == [("b", 0.8), ("a", 0.2), ("c", 0.0)]
+    busy = told[0]
+    assert (busy.waiting, busy.bound_by, busy.processes, busy.waits) == (3, "in flight", 3, 7)
+    assert (busy.used_bytes, busy.pinned_bytes, told[2].throttled) == (10, 2, 1)
+    counts["b"].is_full = False
+    told = uses((1e9, inf, 1e9), reports, lambda name: counts.get(name, Counts()), held)
+    assert [one.share for one in told] == [0.4, 0.1, 0.0]
+    assert (told[0].waiting, told[0].bound_by) == (2, "limit read")
+    assert uses((inf, inf, inf), [], lambda name: Counts(), held) == ()
+    idle = uses((0.0, inf, inf), [report("a", 0.0)], lambda name: Counts(), held)
+    assert idle[0].share == 0.0
+
+
+def test_buckets_of_identity_class_and_node() -> None:
+    force = in_force()
+    training, people = force.plan.identities[:2]
+    told = buckets(force, training, report("training", 0.0, levels=(-5e6, inf, inf)))
+    assert [(one.of, one.resource, one.rate, one.level) for one in told] == [
+        ("identity", "read", 1.5e9, -5e6),
+        ("node", "read", 2e9, None),
+    ]
+    told = buckets(force, people, report("people", 0.0))
+    assert [(one.of, one.resource) for one in told] == [("node", "read")]
+
+
+def test_an_unknown_identity_names_the_nearest() -> None:
+    plan = in_force().plan
+    assert check_known(plan, "people").name == "people"
+    with pytest.raises(NotFound, match="did you mean training"):
+        check_known(plan, "trainig")
+    with pytest.raises(NotFound, match="there are training, people, default"):
+        check_known(plan, "zzz")
+    with pytest.raises(NotFound, match="no QoS policy is in force"):
+        check_known(None, "people")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import inf, isinf
 
+from tiercache.errors import NotFound
+from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import (
     Capacity,
     Claimant,
@@ -23,10 +26,12 @@ from tiercache.policy.qos_match import ANYBODY, GROUP_SIGN, MatchRule
 from tiercache.policy.qos_rules import IdentityRule, Override, Policy
 from tiercache.policy.qos_schedule import Moment
 from tiercache.qos_reports import (
+    BucketNow,
     CapacityNow,
     Claim,
     ClassNow,
     IdentityNow,
+    IdentityUse,
     OverrideNow,
     RatesNow,
     RuleSeen,
@@ -166,6 +171,119 @@ def next_change_s(force: InForce) -> float | None:
     ends = [one.until_unix_s - force.now_unix_s for one in force.overrides if one.until_unix_s]
     soonest = min([force.policy.next_change_s(force.moment) or inf, *ends])
     return bound(max(0.0, soonest))
+
+
+# -- use ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What was charged to one identity since the agent started, and how it waited; how many of
+    its processes and jobs there are, and whether they wait for their cap in flight."""
+
+    processes: int = 0
+    waits: int = 0
+    waited_s: float = 0.0
+    throttled: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    operations: int = 0
+    is_full: bool = False
+
+
+def uses(
+    node: Rates,
+    reports: Sequence[IdentityReport],
+    counts: Callable[[str], Counts],
+    holding: Holding,
+) -> tuple[IdentityUse, ...]:
+    """Return what all identities do, the busiest first."""
+    used = sums_of(reports)
+    found = [
+        _use(report, _share_of(report.used, node, used), counts(report.name), holding(report.name))
+        for report in reports
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.share, -one.waiting, one.identity)))
+
+
+def sums_of(reports: Iterable[IdentityReport]) -> Rates:
+    columns = list(zip(*(report.used for report in reports), strict=True)) or [(), (), ()]
+    return (sum(columns[0]), sum(columns[1]), sum(columns[2]))
+
+
+def _share_of(used: Rates, node: Rates, all_used: Rates) -> float:
+    """Return the greatest part of any resource: of what the node has, or, where nobody knows
+    that, of what all use."""
+    parts = []
+    for resource in Resource:
+        whole = all_used[resource] if isinf(node[resource]) else node[resource]
+        parts.append(used[resource] / whole if whole else 0.0)
+    return max(parts)
+
+
+def _use(
+    report: IdentityReport, share: float, counts: Counts, held: tuple[int, int]
+) -> IdentityUse:
+    return IdentityUse(
+        identity=report.name,
+        class_name=report.class_name,
+        priority=report.priority,
+        processes=counts.processes,
+        rates=rates_now(report.used),
+        share=share,
+        waiting=report.waiting + counts.is_full,
+        waiting_s=report.longest_wait_s,
+        bound_by="in flight" if counts.is_full else report.binding,
+        waits=counts.waits,
+        waited_s=counts.waited_s,
+        throttled=counts.throttled,
+        read_bytes=counts.read_bytes,
+        written_bytes=counts.written_bytes,
+        operations=counts.operations,
+        used_bytes=held[0],
+        pinned_bytes=held[1],
+    )
+
+
+def buckets(
+    force: InForce, identity: IdentityPlan, report: IdentityReport
+) -> tuple[BucketNow, ...]:
+    """Return the frontend's buckets that an identity pays into, those without a bound left out.
+    The level of its own says what it may use at once, class and node counted in."""
+    found = []
+    for resource in Resource:
+        word = resource.name.lower()
+        share = identity.shares[resource]
+        if not isinf(report.levels[resource]) or not isinf(share.limit):
+            found.append(
+                BucketNow(
+                    of="identity",
+                    resource=word,
+                    rate=bound(share.limit),
+                    level=bound(report.levels[resource]),
+                    burst=share.burst,
+                )
+            )
+        above = (
+            ("class", force.class_of(identity).shares[resource].limit),
+            ("node", force.plan.node[resource]),
+        )
+        found += [
+            BucketNow(of=of, resource=word, rate=rate) for of, rate in above if not isinf(rate)
+        ]
+    return tuple(found)
+
+
+def check_known(plan: Plan | None, identity: str) -> IdentityPlan:
+    """Return an identity's plan. Raises NotFound, naming the nearest."""
+    if plan is None:
+        raise NotFound("no QoS policy is in force", remedy="tiercache qos apply FILE")
+    names = [one.name for one in plan.identities]
+    if identity in names:
+        return plan.identities[names.index(identity)]
+    near = get_close_matches(identity, names, 1)
+    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    raise NotFound(f"the policy has no identity {identity!r}", remedy=remedy)
 
 
 # -- who is charged -------------------------------------------------------------------------

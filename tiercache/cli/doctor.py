@@ -27,7 +27,8 @@ def doctor(
     ] = True,
     as_document: Annotated[bool, JSON] = False,
 ) -> int:
-    """Check configuration, cache directory, metadata store, credentials, origins, clock, agent.
+    """Check configuration, cache directory, agent, QoS policy, metadata store, credentials,
+    origins and clock.
 
     Exit 0 where nothing failed, 4 for configuration or credentials, 5 where an origin cannot be
     reached, 1 for anything else.
@@ -45,7 +46,7 @@ def doctor(
 
 
 def _findings(ctx: typer.Context, *, network: bool) -> Iterable[Finding]:
-    from tiercache.cli import diagnosis, diagnosis_metadata, diagnosis_origins
+    from tiercache.cli import diagnosis, diagnosis_metadata, diagnosis_origins, diagnosis_qos
 
     yield from diagnosis.versions()
     try:
@@ -59,6 +60,7 @@ def _findings(ctx: typer.Context, *, network: bool) -> Iterable[Finding]:
     yield from diagnosis.cache_directory(settings)
     yield from diagnosis.limits()
     yield from _agent(settings)
+    yield from diagnosis_qos.policy(settings)
     yield from diagnosis_metadata.metadata_store(settings, network=network)
     yield from diagnosis_origins.credentials(settings)
     if network:
