@@ -562,23 +562,31 @@ def connect(
     config: str | PathLike[str] | Settings | None = None,
     *,
     cache_dir: str | PathLike[str] | None = None,
+    name: str | None = None,
     embedded: bool = False,
 ) -> Namespace:
     """Open the namespace, starting an agent where the cache directory has none.
 
     ``config`` is a TOML file or ready Settings; without it the usual places are read
-    (docs/configuration.md). ``embedded`` runs the engine on a thread of this process instead of
-    in an agent. Raises ConfigError, AgentUnavailable, FormatError.
+    (docs/configuration.md). ``name`` is what this client calls itself to the QoS policy.
+    ``embedded`` runs the engine on a thread of this process instead of in an agent. Raises
+    ConfigError, AgentUnavailable, FormatError.
     """
     if isinstance(config, Settings):
         settings = config
         if cache_dir is not None:
             cache = msgspec.structs.replace(settings.cache, dir=str(cache_dir))
             settings = msgspec.structs.replace(settings, cache=cache)
+        if name is not None:
+            qos = msgspec.structs.replace(settings.qos, name=name)
+            settings = msgspec.structs.replace(settings, qos=qos)
     else:
         from tiercache.config import load
 
-        overrides = {} if cache_dir is None else {"cache.dir": str(cache_dir)}
+        overrides = {
+            "cache.dir": None if cache_dir is None else str(cache_dir),
+            "qos.name": name,
+        }
         settings = load(None if config is None else str(config), overrides=overrides).settings
     namespace = Namespace(settings, embedded=embedded)
     namespace._open()

@@ -25,6 +25,7 @@ from tiercache.settings import (
     MetadataSettings,
     MountSettings,
     ProfileSettings,
+    QosSettings,
     Settings,
     TotalBytes,
     default_cache_dir,
@@ -78,6 +79,7 @@ def test_every_key_reaches_its_setting(tmp_path: Path, environ: dict[str, str]) 
     text = """
         cache = { dir = "~/tc", free_space = 0.25, memory = 1048576 }
         metadata = { url = "s3://meta/tc", profile = "p", commit_interval = "1s", deadline = 3 }
+        qos = { policy = "~/qos.toml", name = "training", max_wait = "30s" }
         agent = { idle_timeout = 0, metrics_address = "[::1]:9464", log_level = "debug" }
         [[mount]]
         path = "/a"
@@ -108,6 +110,9 @@ def test_every_key_reaches_its_setting(tmp_path: Path, environ: dict[str, str]) 
     assert settings.cache.memory_bytes == 1 << 20
     assert settings.metadata == MetadataSettings(
         url="s3://meta/tc", profile="p", commit_interval_s=1, deadline_s=3
+    )
+    assert settings.qos == QosSettings(
+        policy=os.path.expanduser("~/qos.toml"), name="training", max_wait_s=30
     )
     assert settings.agent.idle_timeout_s == 0
     assert settings.agent.metrics_address == "[::1]:9464"

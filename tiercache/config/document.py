@@ -58,10 +58,10 @@ be honoured is refused with its place, the nearest right key and the remedy: unk
 types, contradictions, two mounts of one path, unknown profiles.
 
 One agent serves a cache directory, with the settings of whoever started it. A client whose mounts,
-profiles, `capacity`, `free_space`, `memory` or `[metadata]` store contradict them is refused
-(`ConfigError`, naming the key); one whose `metrics_address` or `log_level` differ is warned. Limits
-that are left at their defaults take those of the agent. `tiercache agent stop` makes room for
-another configuration.
+profiles, `capacity`, `free_space`, `memory`, `[metadata]` store or `[qos] policy` contradict them
+is refused (`ConfigError`, naming the key); one whose `metrics_address` or `log_level` differ is
+warned. Limits that are left at their defaults take those of the agent. `tiercache agent stop` makes
+room for another configuration.
 
 **Secrets are refused**, in the file as in the environment's `TIERCACHE_…`: access keys, account
 keys, SAS tokens, passwords, private keys, by their names and by their looks. Credentials come from

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tiercache.config.places import Path, line_numbers, line_of
-from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Kind, Section
+from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, QOS, Kind, Section
 from tiercache.config.toml_text import parse_toml
 from tiercache.config.values import (
     nearest_hint,
@@ -235,7 +235,7 @@ def environment_layer(environ: Mapping[str, str], profiles: set[str]) -> Layer:
         refuse_secrets(value, parts[-1].lower(), place)
         source = _Source(None, place, from_text=True)
         match [part.lower() for part in parts]:
-            case ["cache" | "agent" | "metadata" as section, key]:
+            case ["cache" | "agent" | "metadata" | "qos" as section, key]:
                 source.section(section_named(section, place), (section,), (), {key: value})
             case ["profile", _, key]:
                 profile = by_env_name.get(parts[1], parts[1].lower().replace("_", "-"))
@@ -261,7 +261,7 @@ def _env_name(profile: str) -> str:
 
 def _refuse_single_underscore(rest: str, place: str) -> None:
     """Refuse TIERCACHE_CACHE_DIR, which would be ignored in silence."""
-    for section in (CACHE, METADATA, AGENT):
+    for section in (CACHE, METADATA, AGENT, QOS):
         for field in section.fields:
             if rest == f"{section.name}_{field.key}".upper():
                 right = f"{ENV_PREFIX}{section.name.upper()}__{field.key.upper()}"

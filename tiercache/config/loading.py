@@ -20,7 +20,7 @@ from tiercache.config.layers import (
     file_layer,
     unknown_profile,
 )
-from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Kind, Section
+from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, QOS, Kind, Section
 from tiercache.errors import ConfigError
 from tiercache.model import Consistency
 from tiercache.policy.urls import parse_metadata_url, parse_origin_url
@@ -30,6 +30,7 @@ from tiercache.settings import (
     MetadataSettings,
     MountSettings,
     ProfileSettings,
+    QosSettings,
     Settings,
 )
 
@@ -134,6 +135,7 @@ def _build(merged: Layer) -> Settings:
         profiles=profiles,
         agent=_struct(AGENT, ("agent",), merged, AgentSettings),
         metadata=_metadata(merged, profiles),
+        qos=_struct(QOS, ("qos",), merged, QosSettings),
     )
 
 
@@ -236,4 +238,5 @@ def _origins(merged: Layer) -> dict[str, str]:
         note(PROFILE, ("profile", name))
     note(METADATA, ("metadata",))
     note(AGENT, ("agent",))
+    note(QOS, ("qos",))
     return found

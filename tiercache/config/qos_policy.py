@@ -84,7 +84,20 @@ def check_policy(
     except ConfigError as error:
         problem = Problem(at=(), cause=error.message, remedy=error.remedy, place=error.path)
         return Checked(policy=None, problems=(problem,))
-    reader = _Reader(where, line_numbers(text))
+    return _checked(_Reader(where, line_numbers(text)), data, node_rates, cache_bytes)
+
+
+def parse_document(document: Mapping[str, object], *, where: str) -> Policy:
+    """Return the policy of tables such as ``policy_document`` gives. Raises ConfigError."""
+    checked = _checked(_Reader(where, {}), document, UNKNOWN_RATES, None)
+    if checked.policy is None:
+        raise refusal(checked.problems, where)
+    return checked.policy
+
+
+def _checked(
+    reader: _Reader, data: Mapping[str, object], node_rates: Rates, cache_bytes: int | None
+) -> Checked:
     values = reader.table(POLICY, data, (), ())
     reader.find_duplicates(values)
     reader.note_rules(values)
@@ -102,7 +115,7 @@ class _Reader:
 
     def __init__(self, where: str, lines: Mapping[Path, int]) -> None:
         self._where = where
-        self._lines = dict(lines)
+        self._lines = dict(lines)  # none where there is no text
         self._sources: dict[tuple[str, str], int] = {}  # of a named table: its number in the file
         self._rules: dict[str, list[int]] = {}  # of an identity's rules: numbers of their tables
         self.problems: list[Problem] = []
@@ -209,7 +222,7 @@ class _Reader:
         self.problems.append(Problem(at=at, cause=cause, remedy=remedy, place=place))
 
     def _place(self, source: Path) -> str:
-        return f"{self._where}:{line_of(self._lines, source)}"
+        return f"{self._where}:{line_of(self._lines, source)}" if self._lines else self._where
 
     def placed(self, problem: Problem) -> Problem:
         """Add where it stands; what comes from the profile stands at the profile's line."""

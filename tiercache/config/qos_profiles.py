@@ -50,11 +50,6 @@ operations = { reserve = "10%", weight = 0.25 }
 
 """
     + _IDENTITIES
-    + """\
-read = { weight = 0.25 }
-write = { weight = 0.25 }
-operations = { weight = 0.25 }
-"""
 )
 
 # Half of the node is training's whenever it wants it, and all that others leave; a person at a

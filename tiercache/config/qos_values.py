@@ -340,5 +340,7 @@ def written(kind: Kind, value: object) -> object:
             return _written_operations(value, "/s")
         case Kind.NODE_OPERATIONS:
             return _written_operations(value, "/s")
+        case Kind.DURATION if "e" not in repr(value):
+            return f"{_plain(value)}s"
         case _:
             return _plain(value)

@@ -8,7 +8,17 @@ import math
 import msgspec
 
 from tiercache.config.loading import MEANINGLESS, LoadedConfig
-from tiercache.config.schema import AGENT, CACHE, METADATA, MOUNT, PROFILE, Field, Kind, Section
+from tiercache.config.schema import (
+    AGENT,
+    CACHE,
+    METADATA,
+    MOUNT,
+    PROFILE,
+    QOS,
+    Field,
+    Kind,
+    Section,
+)
 from tiercache.settings import FreeSpaceRatio, MountSettings, TotalBytes
 
 _UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -42,6 +52,7 @@ def _tables(loaded: LoadedConfig) -> list[_Table]:
     ]
     tables.append(_table(METADATA, "[metadata]", "metadata", settings.metadata))
     tables.append(_table(AGENT, "[agent]", "agent", settings.agent))
+    tables.append(_table(QOS, "[qos]", "qos", settings.qos))
     return tables
 
 
@@ -119,6 +130,7 @@ def _as_json(tables: list[_Table], origins: dict[str, str], with_origin: bool) -
         "profile": profiles,
         "metadata": result["metadata"],
         "agent": result["agent"],
+        "qos": result["qos"],
     }
 
 

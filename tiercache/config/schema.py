@@ -18,6 +18,7 @@ from tiercache.settings import (
     MetadataSettings,
     MountSettings,
     ProfileSettings,
+    QosSettings,
 )
 
 
@@ -26,6 +27,7 @@ class Kind(StrEnum):
 
     TEXT = "text"
     DIRECTORY = "directory"
+    FILE = "file"
     SIZE = 'size: "2TiB", "512 MiB", 10737418240'
     DURATION = 'duration: "60s", "5m", "1.5h", 30'
     RATIO = 'ratio: "10%", 0.1'
@@ -267,5 +269,31 @@ AGENT = Section(
     ),
 )
 
-SECTIONS = (CACHE, MOUNT, PROFILE, METADATA, AGENT)
+QOS = Section(
+    name="qos",
+    heading="[qos]",
+    meaning="Who may use how much of the node and of the clouds: docs/qos.md.",
+    settings=QosSettings,
+    fields=(
+        Field(
+            key="policy",
+            kind=Kind.FILE,
+            meaning="The policy file that the agent keeps to and watches. Absolute, or beginning "
+            'with "~". Empty: what was applied to the cache directory, if anything.',
+        ),
+        Field(
+            key="name",
+            meaning="What this client calls itself; the policy says who may, and what it gets.",
+        ),
+        Field(
+            key="max_wait",
+            kind=Kind.DURATION,
+            positive=True,
+            meaning="Bound of each wait of this client for what the policy grants, beside the "
+            "policy's own; beyond it `Throttled` is raised.",
+        ),
+    ),
+)
+
+SECTIONS = (CACHE, MOUNT, PROFILE, METADATA, AGENT, QOS)
 BY_NAME = {section.name: section for section in SECTIONS}

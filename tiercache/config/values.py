@@ -118,8 +118,8 @@ def _parse(field: Field, value: object, from_text: bool) -> object:
     match field.kind:
         case Kind.TEXT:
             return _text(field, value)
-        case Kind.DIRECTORY:
-            return _directory(value, from_text)
+        case Kind.DIRECTORY | Kind.FILE:
+            return _place(value, from_text, field.kind)
         case Kind.SIZE:
             return _size(field, value, from_text)
         case Kind.DURATION:
@@ -172,12 +172,14 @@ def _text(field: Field, value: object) -> object:
     return value
 
 
-def _directory(value: object, from_text: bool) -> str:
+def _place(value: object, from_text: bool, kind: Kind) -> str:
     if not isinstance(value, str):
-        raise _wrong_type(value, Kind.DIRECTORY)
+        raise _wrong_type(value, kind)
+    if not value and kind is Kind.FILE:
+        return ""
     expanded = os.path.expanduser(value)
     if not value or "\0" in value:
-        raise ConfigError(f"{value!r} is not a directory")
+        raise ConfigError(f"{value!r} is not a {kind.value}")
     if not os.path.isabs(expanded) and not from_text:
         raise ConfigError(
             f"{value!r} is relative", remedy="write an absolute path: a file has no current place"

@@ -70,6 +70,7 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
         profiles: Mapping[str, Table] | None = None,
         cache: Table | None = None,
         agent: Table | None = None,
+        qos: Table | None = None,
         embedded: bool = False,
         asynchronous: bool = False,
         loop: Any = None,
@@ -77,9 +78,9 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
     ) -> None:
         """Storage options are laid over the configuration file (``config``, or the usual places)
         and the environment; without any, those alone count. ``mounts`` maps paths to origin URLs
-        or to tables of a mount's keys; ``profiles``, ``cache`` and ``agent`` are tables as in
-        the file. ``embedded`` runs the engine on a thread of this process. Nothing is opened
-        before the first use. Raises ConfigError.
+        or to tables of a mount's keys; ``profiles``, ``cache``, ``agent`` and ``qos`` are
+        tables as in the file. ``embedded`` runs the engine on a thread of this process. Nothing
+        is opened before the first use. Raises ConfigError.
         """
         if self._cached:
             return
@@ -91,6 +92,7 @@ class DirectFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec is unty
             profiles=profiles,
             cache=cache,
             agent=agent,
+            qos=qos,
         )
         self.namespace: Namespace = shared_namespace(settings, embedded=embedded)
 

@@ -30,6 +30,7 @@ def settings_of(
     profiles: Mapping[str, Table] | None,
     cache: Table | None,
     agent: Table | None,
+    qos: Table | None,
 ) -> Settings:
     """Merge storage options over the configuration's files and environment.
 
@@ -41,6 +42,7 @@ def settings_of(
         "profile": profiles,
         "cache": cache,
         "agent": agent,
+        "qos": qos,
         "cache.dir": None if cache_dir is None else os.fspath(cache_dir),
     }
     return load(None if config is None else os.fspath(config), overrides=overrides).settings

@@ -55,10 +55,11 @@ class Problem:
         text = ""
         for index, part in enumerate(self.at):
             named = index and self.at[index - 1] in ("identity", "class", "backend", "match")
+            shown = str(part) if str(part).isprintable() else repr(part)
             if named or isinstance(part, int):
-                text += f"[{part}]"
+                text += f"[{shown}]"
             else:
-                text += f".{part}" if text else str(part)
+                text += f".{shown}" if text else shown
         return text
 
     def __str__(self) -> str:
