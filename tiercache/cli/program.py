@@ -63,6 +63,7 @@ METADATA = {
 }
 QOS = {
     "check": Command("qos:check", "Check a policy file; no agent is needed."),
+    "diff": Command("qos:diff", "Show what a policy file would change."),
 }
 SNAPSHOT = {
     "create": Command("snapshot:create", "Freeze names and versions below paths."),

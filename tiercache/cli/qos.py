@@ -1,4 +1,4 @@
-"""qos check: policy files."""
+"""qos check, diff: policy files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ from tiercache.cli.output import out, out_json, say
 
 if TYPE_CHECKING:
     from tiercache.policy.qos_checks import Problem
+    from tiercache.policy.qos_rules import Policy
 
 POLICY_FILE = typer.Argument(metavar="FILE", help="The policy file.", show_default=False)
+OTHER_FILE = typer.Argument(metavar="FILE2", help="Another policy file.", show_default=False)
+CHECKED_FILE = typer.Argument(metavar="FILE", help="The policy file.", show_default=False)
+SCHEMA = typer.Option("--schema", help="Print the JSON Schema of policy files instead.")
 
 
 def check(
-    file: Annotated[str, POLICY_FILE],
+    file: Annotated[str | None, CHECKED_FILE] = None,
+    schema: Annotated[bool, SCHEMA] = False,
     as_document: Annotated[bool, JSON] = False,
 ) -> int:
     """Check a policy file: every mistake with its line; exit 4 where there is one.
 
-    No agent is needed. What depends on the node or the cache (rates that are "auto", shares) is
-    checked again when the policy is applied.
+    No agent is needed. What depends on the node or the cache (rates that are "auto", shares of the
+    cache) is checked again when the policy is applied.
     """
     from tiercache.config.qos_policy import check_policy
+
+    if schema:
+        from tiercache.config.qos_json_schema import json_schema
+
+        out_json(json_schema())
+        return ExitCode.OK
+    if file is None:
+        raise typer.BadParameter("name the policy file", param_hint="FILE")
 
     checked = check_policy(read_policy(file), where=file)
     code = ExitCode.CONFIG if checked.problems else ExitCode.OK
@@ -52,6 +65,40 @@ def check(
             f"{len(policy.backends)} backends"
         )
     return code
+
+
+def diff(
+    ctx: typer.Context,
+    file: Annotated[str, POLICY_FILE],
+    other: Annotated[str | None, OTHER_FILE] = None,
+    as_document: Annotated[bool, JSON] = False,
+) -> int:
+    """Show what FILE2 changes of FILE; with FILE alone, what it would change of the policy in force
+    (which an agent must be running for). Ends with 1 where they differ."""
+    from tiercache.config.qos_document import diff_policies
+    from tiercache.config.qos_policy import parse_policy
+
+    new = parse_policy(read_policy(other or file), where=other or file)
+    old = _in_force(ctx) if other is None else parse_policy(read_policy(file), where=file)
+    changes = diff_policies(old, new)
+    if as_document:
+        out_json([{"key": one.key, "old": one.old, "new": one.new} for one in changes])
+    else:
+        for line in map(str, changes):
+            out(line)
+        say(f"{len(changes)} changes")
+    return ExitCode.FAILED if changes else ExitCode.OK
+
+
+def _in_force(ctx: typer.Context) -> Policy:
+    """Return the policy that the running agent keeps to; an empty one where it keeps to none."""
+    from tiercache.cli.qos_session import running_qos
+    from tiercache.config.qos_policy import parse_policy
+    from tiercache.policy.qos_rules import Policy
+
+    with running_qos(ctx) as qos:
+        show = qos.show()
+    return parse_policy(show.text, where=show.source) if show.generation else Policy()
 
 
 def read_policy(file: str) -> str:

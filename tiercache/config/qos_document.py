@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -29,6 +29,8 @@ from tiercache.policy.qos_match import ANYBODY
 from tiercache.policy.qos_rules import ClassRule, IdentityRule, Policy, Schedule, Terms
 
 Document = dict[str, Any]
+# What a class, an identity or a backend is in a comparison, beside its keys.
+_IS_THERE = "there"
 _SECTIONS = ("version", "profile", "node", "class", "identity", "backend")
 _UNBOUNDED = {"origin": "", "get": inf, "put": inf, "list": inf, "bytes": inf, "adaptive": True}
 
@@ -41,6 +43,18 @@ class Change:
     key: str
     old: Any
     new: Any
+
+    def __str__(self) -> str:
+        """One line: "identity[training].read.limit: 1GB/s → 2GB/s"."""
+        if self.old == _IS_THERE or self.new == _IS_THERE:
+            return f"{self.key}: {'added' if self.old is None else 'removed'}"
+        return f"{self.key}: {_shown(self.old)} → {_shown(self.new)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unsaid"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def policy_document(policy: Policy) -> Document:
@@ -76,15 +90,18 @@ def _terms(table: Table, terms: Terms) -> Document:
         "write": _table(BYTE_SHARES, terms.write),
         "operations": _table(OPERATION_SHARES, terms.operations),
     }
-    said = {key: value for key, value in found.items() if value} | _table(table, terms)
+    said: Document = {key: value for key, value in found.items() if value}
+    said |= _table(table, terms)
     if terms.max_wait_s is not None:
         said["max_wait"] = written(Kind.DURATION, terms.max_wait_s)
     return said
 
 
 def _schedules(table: Table, schedules: tuple[Schedule, ...]) -> Document:
-    when = [{"when": written(Kind.WHEN, one.when)} for one in schedules]
-    tables = [at | _terms(table, one.terms) for at, one in zip(when, schedules, strict=True)]
+    tables: list[Document] = []
+    for one in schedules:
+        tables.append({"when": written(Kind.WHEN, one.when)})
+        tables[-1] |= _terms(table, one.terms)
     return {"schedule": tables} if tables else {}
 
 
@@ -114,13 +131,21 @@ def _backend(plan: BackendPlan) -> Document:
 def diff_policies(old: Policy, new: Policy) -> list[Change]:
     """Return every key that one says and the other does not, or says otherwise."""
     before, after = _flat(policy_document(old)), _flat(policy_document(new))
-    keys = sorted(before | after, key=lambda key: _SECTIONS.index(re.split(r"[.\[]", key)[0]))
+    tables = list(dict.fromkeys(map(_table_of, [*before, *after])))
+    tables.sort(key=lambda table: _SECTIONS.index(table.partition("[")[0]))
+    keys = sorted(before | after, key=lambda key: tables.index(_table_of(key)))
     found = [
         Change(key=key, old=before.get(key), new=after.get(key))
         for key in keys
         if before.get(key) != after.get(key)
     ]
     return found + list(_orders(old, new))
+
+
+def _table_of(key: str) -> str:
+    """Return "identity[training]" for a key inside, "node" for "node.read"."""
+    table, bracket, _ = key.partition("]")
+    return table + bracket if bracket else key.partition(".")[0]
 
 
 def _flat(document: Document, at: str = "") -> Document:
@@ -132,7 +157,7 @@ def _flat(document: Document, at: str = "") -> Document:
         if key in ("class", "identity", "backend") and isinstance(value, list):
             for table in value:
                 name = table["origin"] if key == "backend" else table["name"]
-                found[f"{key}[{name}]"] = "there"
+                found[f"{key}[{name}]"] = _IS_THERE
                 found |= _flat(
                     {k: v for k, v in table.items() if k not in ("name", "origin")},
                     f"{key}[{name}]",

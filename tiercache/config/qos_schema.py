@@ -98,7 +98,7 @@ def _shares(heading: str, meaning: str, share: Kind, limit: Kind, burst: Kind) -
             Key(
                 name="burst",
                 kind=burst,
-                default="a quarter of a second of `limit`",
+                default="a tenth of a second of `limit`",
                 meaning="By how much `limit` may be exceeded at once, after it was not used.",
             ),
         ),
