@@ -69,6 +69,8 @@ OUTLIVES_THE_NODE = [
 ]
 
 GOVERNED = [
+    ("qos-hit-cost", "a hit without a policy, more than before", 0.05),
+    ("qos-hit-cost", "a hit under a policy, uncontended, more than without", 0.6),
     ("qos-limit", "rate ÷ limit, or limit ÷ rate, over 5 s", 1.03),
     ("qos-reserve", "rate ÷ reservation", 0.97),
     ("qos-weights", "rates ÷ weights, the larger by the smaller", 1.1),
