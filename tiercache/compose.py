@@ -243,6 +243,7 @@ def open_wrapped(
     return ResilientOrigin(
         open_origin(url, profile, clock=clock),
         endpoint=endpoints.of(name, concurrency=profile.concurrency),
+        backends=endpoints.backends,
         clock=clock,
         policy=RetryPolicy(deadline_s=profile.deadline_s),
         attempt_timeout_s=profile.connect_timeout_s + profile.request_timeout_s,

@@ -63,6 +63,26 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: int = 0
 
 
+class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of requests to origins at one moment, all values a second.
+
+    ``scope`` is an origin's URL or the beginning of one, or "endpoint:" and an endpoint's name;
+    ``kind`` is get, put, list or bytes. ``limit`` is what the policy allows, None for all; ``rate``
+    is what the server was lately found to bear, None where it has not put off. ``throttled`` counts
+    the requests that it did put off, ``waiting`` those that wait for this limit and others now;
+    ``paused_s`` is for how long the server asked to be left alone.
+    """
+
+    scope: str
+    kind: str
+    limit: float | None
+    rate: float | None
+    sent_per_s: float
+    throttled: int
+    waiting: int
+    paused_s: float
+
+
 class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
     """One object version as its origin describes it.
 

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 from tiercache.errors import OriginUnavailable
-from tiercache.model import EndpointStatus, ObjectInfo
+from tiercache.model import BackendStatus, EndpointStatus, ObjectInfo
+from tiercache.policy.qos import BackendPlan
 
 Buffer = bytes | bytearray | memoryview
 NOTHING_REQUIRED: Mapping[bytes, bytes | None] = MappingProxyType({})
@@ -184,6 +185,15 @@ class Endpoints(Protocol):
 
     def remember(self, name: str, down_s: float) -> None:
         """Begin with this endpoint offline, as it was ``down_s`` ago when another agent left."""
+        ...
+
+    def limit(self, plans: Sequence[BackendPlan]) -> None:
+        """Keep to these limits of accounts, buckets and prefixes from now on; what waits for a
+        request goes on waiting, for what holds now."""
+        ...
+
+    def limits(self) -> Sequence[BackendStatus]:
+        """Return every limit that is configured or has met a request."""
         ...
 
 

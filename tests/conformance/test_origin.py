@@ -27,6 +27,7 @@ from tiercache.errors import (
     NotFound,
     Unsupported,
 )
+from tiercache.origins.backend import Backends
 from tiercache.origins.endpoint import Endpoint
 from tiercache.origins.exact import ExactNames
 from tiercache.origins.obstore_origin import ObstoreOrigin
@@ -156,6 +157,7 @@ class TestGcs(ServerContract):
             super().open(bucket),
             endpoint=Endpoint("fake-gcs", concurrency=8, clock=clock),
             clock=clock,
+            backends=Backends(clock=BootClock()),
             policy=RetryPolicy(deadline_s=5.0, base_s=0.01),
             attempt_timeout_s=20.0,
         )

@@ -20,6 +20,7 @@ from tiercache.errors import (
     PreconditionFailed,
 )
 from tiercache.model import EndpointState, ObjectInfo
+from tiercache.origins.backend import Backends
 from tiercache.origins.endpoint import PROBE_KEY, Endpoint, Endpoints
 from tiercache.origins.open import open_origin
 from tiercache.origins.resilient import ResilientOrigin
@@ -42,6 +43,7 @@ class Bench:
         self.bucket = bucket
         self.proxy = FaultyProxy(server.endpoint).start()
         self.origins: list[ResilientOrigin] = []
+        self.around_endpoints: list[Endpoint] = []
 
     def origin(
         self,
@@ -62,10 +64,25 @@ class Bench:
             endpoint=endpoint
             or Endpoint("test", concurrency=concurrency, clock=clock, policy=NEVER),
             clock=clock,
+            backends=Backends(clock=BootClock()),
             policy=RetryPolicy(deadline_s=deadline_s, base_s=0.01, cap_s=0.1),
             attempt_timeout_s=request_timeout_s,
         )
         self.origins.append(found)
+        return found
+
+    def around(self, inner: Any, *, deadline_s: float = 10.0) -> ResilientOrigin:
+        """Return an origin that asks ``inner``, with limits and an endpoint of its own."""
+        clock = BootClock()
+        found = ResilientOrigin(
+            inner,
+            endpoint=Endpoint("inner", concurrency=64, clock=clock, policy=NEVER),
+            backends=Backends(clock=clock),
+            clock=clock,
+            policy=RetryPolicy(deadline_s=deadline_s, base_s=0.01, cap_s=0.1),
+            attempt_timeout_s=30.0,
+        )
+        self.around_endpoints.append(found.endpoint)
         return found
 
     def seed(self, key: str, data: bytes) -> None:
@@ -77,6 +94,8 @@ class Bench:
     async def close(self) -> None:
         for origin in self.origins:
             await origin.close()
+        for endpoint in self.around_endpoints:
+            endpoint.rest()
         self.proxy.stop()
 
 
@@ -156,35 +175,30 @@ async def test_the_deadline_holds(bench: Bench) -> None:
 
 
 async def test_retry_after_is_a_floor(bench: Bench) -> None:
-    """obstore hides the header, so a fake origin gives the advice."""
-    slept: list[float] = []
+    """Exact: nothing was asked before, so nothing is measured that a rate could come from."""
     inner = bench.origin()
+    asked_s: list[float] = []
 
     class Advising:
         url = inner.url
         capabilities = inner.capabilities
 
         async def head(self, key: str) -> ObjectInfo:
-            if not slept:
+            asked_s.append(BootClock().now())
+            if len(asked_s) == 1:
                 error = OriginThrottled("slow down")
-                error.retry_after_s = 7.5
+                error.retry_after_s = 0.4
                 raise error
             return await inner.head(key)
 
-    async def sleep(delay_s: float) -> None:
-        slept.append(delay_s)
-
     bench.seed("k", b"1")
-    origin = ResilientOrigin(
-        Advising(),  # type: ignore[arg-type]  # head alone is asked of it
-        endpoint=inner.endpoint,
-        clock=FakeClock(),
-        policy=RetryPolicy(deadline_s=60),
-        attempt_timeout_s=30,
-        sleep=sleep,
-    )
+    origin = bench.around(Advising(), deadline_s=60.0)
     assert (await origin.head("k")).size_bytes == 1
-    assert slept == [7.5]
+    assert 0.4 <= asked_s[1] - asked_s[0] < 5.0
+    asked_s.clear()
+    with pytest.raises(OriginThrottled, match=r"left alone for 0\.[45] s"):
+        await bench.around(Advising(), deadline_s=0.3).head("k")
+    assert len(asked_s) == 1, "advice past the deadline is told at once"
 
 
 async def test_in_flight_limit(bench: Bench) -> None:
@@ -345,13 +359,7 @@ async def test_own_success_is_no_conflict(bench: Bench) -> None:
             return found
 
     late = Late()
-    origin = ResilientOrigin(
-        late,  # type: ignore[arg-type]  # put and head alone are asked of it
-        endpoint=inner.endpoint,
-        clock=BootClock(),
-        policy=RetryPolicy(deadline_s=10, base_s=0.01),
-        attempt_timeout_s=5,
-    )
+    origin = bench.around(late)
     info = await origin.put("k", b"2", condition=IfVersion(first.token), write_id="w")
     assert (late.puts, late.heads) == (2, 2)
     assert info.write_id == "w" and bench.peek("k") == b"2"

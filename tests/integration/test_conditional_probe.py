@@ -14,6 +14,7 @@ from tiercache.clock import BootClock
 from tiercache.errors import AlreadyExists, NotFound, PreconditionFailed, Unsupported
 from tiercache.model import Consistency, ObjectInfo
 from tiercache.namespace import Namespace, connect
+from tiercache.origins.backend import Backends
 from tiercache.origins.endpoint import Endpoint
 from tiercache.origins.local_origin import LocalOrigin
 from tiercache.origins.probe import probe
@@ -75,6 +76,7 @@ def opened(
             store(url, ProfileSettings(), identity="s3://bucket@gateway.test:9000"),
             endpoint=Endpoint("gateway", concurrency=8, clock=clock),
             clock=clock,
+            backends=Backends(clock=BootClock()),
             policy=RetryPolicy(deadline_s=5.0),
             attempt_timeout_s=5.0,
         )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
+
+from tiercache import work
+from tiercache.policy.turns import Turns
 
 # Bytes on their way through to a client exist as the origin's answer, as a message, and as the
 # frame that is being built of it.
@@ -45,17 +49,26 @@ class Answer:
 _answer: ContextVar[Answer] = ContextVar("answer")
 
 
+@dataclass(slots=True)
+class _Asked:
+    count_bytes: int
+    granted: asyncio.Future[None]
+
+
 class MemoryBudget:
-    """Bytes, given out first come first served. Owned by the event loop.
+    """Bytes, given out by priority of the work at hand, else first come first served. Owned by
+    the event loop.
 
     A request larger than the whole budget is granted when nothing else is held, so that it runs
-    alone instead of never.
+    alone instead of never. Whoever is next and does not fit yet lets nobody of its rank or below
+    pass, so a large request is never starved by small ones.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._arrivals = itertools.count()
+        self._waiting: Turns[_Asked] = Turns()
 
     def _fits(self, count: int) -> bool:
         return self.held_bytes == 0 or self.held_bytes + count <= self.limit_bytes
@@ -65,25 +78,35 @@ class MemoryBudget:
         if not self._waiting and self._fits(count):
             self.held_bytes += count
             return
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (count, granted)
-        self._waiting.append(entry)
+        asked = _Asked(count, asyncio.get_running_loop().create_future())
+        priority = work.current.get().priority
+        turn = self._waiting.join(asked, priority=priority, arrived=next(self._arrivals))
+        self._grant()  # it may go before those that wait
         try:
-            await granted
+            await asked.granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                self.release(count)
+            if asked.granted.cancelled():
+                self._waiting.leave(turn)
+                self._grant()  # what stood behind it may fit
             else:
-                self._waiting.remove(entry)
+                self.release(count)
             raise
 
     def release(self, count: int) -> None:
         self.held_bytes -= count
-        while self._waiting and self._fits(self._waiting[0][0]):
-            count, granted = self._waiting.popleft()
-            if not granted.done():
-                self.held_bytes += count
-                granted.set_result(None)
+        self._grant()
+
+    def _grant(self) -> None:
+        while (turn := self._waiting.next()) is not None:
+            asked = turn.item
+            if asked.granted.done():  # cancelled, and not yet told
+                self._waiting.leave(turn)
+            elif self._fits(asked.count_bytes):
+                self._waiting.serve(turn)
+                self.held_bytes += asked.count_bytes
+                asked.granted.set_result(None)
+            else:
+                return
 
     @asynccontextmanager
     async def hold(self, count: int) -> AsyncIterator[None]:

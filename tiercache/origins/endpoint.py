@@ -1,4 +1,4 @@
-"""One server, as all its origins share it: a limit of requests, a breaker, and whether it answers.
+"""One server, as all its origins share it: a breaker, and whether it answers.
 
 While an endpoint is online nothing is sent to it but what callers ask for. Once requests fail or
 stay unanswered it is asked for a name that nobody uses, which costs it nothing and tells an outage
@@ -12,16 +12,18 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Protocol
 
 from tiercache.clock import Clock
 from tiercache.errors import OriginThrottled, OriginUnavailable, TiercacheError
-from tiercache.model import EndpointState, EndpointStatus, ObjectInfo
+from tiercache.model import BackendStatus, EndpointState, EndpointStatus, ObjectInfo
+from tiercache.origins.backend import Backends
 from tiercache.origins.counters import Throughput
 from tiercache.policy import breaker
+from tiercache.policy.qos import BackendPlan
 
 log = logging.getLogger("tiercache.origins")
 
@@ -42,7 +44,8 @@ class Asked(Protocol):
 
 
 class Endpoint:
-    """Owned by the event loop. ``name`` is shown to users and holds no secret."""
+    """Owned by the event loop. ``name`` is shown to users and holds no secret; ``concurrency`` is
+    how many requests may be in flight, which ``Backends`` keeps."""
 
     def __init__(
         self,
@@ -55,11 +58,11 @@ class Endpoint:
     ) -> None:
         # Constant after construction
         self.name = name
+        self.concurrency = concurrency
         self._clock = clock
         self._policy = policy
         self._rng = rng
         # Owned by the event loop
-        self.gate = asyncio.Semaphore(concurrency)
         self.state = breaker.HEALTHY
         self.answered_s = 0.0
         self.throughput = Throughput(clock)
@@ -344,6 +347,7 @@ class Endpoints:
     def __init__(
         self, *, clock: Clock, policy: breaker.BreakerPolicy = breaker.BreakerPolicy()
     ) -> None:
+        self.backends = Backends(clock=clock)
         self._clock = clock
         self._policy = policy
         self._by_name: dict[str, Endpoint] = {}
@@ -366,3 +370,11 @@ class Endpoints:
 
     def all(self) -> list[Endpoint]:
         return list(self._by_name.values())
+
+    def limit(self, plans: Sequence[BackendPlan]) -> None:
+        """Keep to these limits of accounts, buckets and prefixes from now on."""
+        self.backends.replace(plans)
+
+    def limits(self) -> list[BackendStatus]:
+        """Return every limit that is configured or has met a request."""
+        return self.backends.report()

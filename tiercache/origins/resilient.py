@@ -1,4 +1,4 @@
-"""Retries, deadline, in-flight limit and endpoint around any origin.
+"""Retries, deadline, limits and endpoint around any origin.
 
 Reads are retried. A write whose answer was lost is settled by a HEAD that looks for its write
 id: our own success is never reported as a conflict, and a write that may have happened is never
@@ -13,6 +13,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from tiercache.clock import Clock
 from tiercache.errors import (
     NotFound,
@@ -22,6 +24,7 @@ from tiercache.errors import (
     TiercacheError,
 )
 from tiercache.model import ObjectInfo
+from tiercache.origins.backend import ENDPOINT, Ask, Backends, Grant, Kind
 from tiercache.origins.counters import OriginCounters
 from tiercache.origins.endpoint import Endpoint
 from tiercache.policy.retry import RetryPolicy, next_delay_s, remaining_s
@@ -37,22 +40,31 @@ from tiercache.ports import (
     OriginCapabilities,
 )
 
+# What a stream is taken to be written in: a request for each such part (the adapters' own parts).
+PART_BYTES = 8 << 20
+
 _T = TypeVar("_T")
 
 
 class _Call:
-    """One operation with its attempts. ``started_s`` is when the first one left the gate's
-    queue: waiting for room is back-pressure, not the origin's slowness."""
+    """One operation with its attempts. ``arrived`` is its place in the queue, the same for all of
+    them; ``first_s`` is when the first one left it. ``started_s`` is that without the time that
+    later ones waited: waiting for room or tokens is back-pressure, not the origin's slowness."""
 
-    __slots__ = ("attempts", "started_s")
+    __slots__ = ("arrived", "attempts", "first_s", "is_held", "is_over", "started_s")
 
-    def __init__(self) -> None:
+    def __init__(self, arrived: int) -> None:
+        self.arrived = arrived
         self.attempts = 0
+        self.first_s = 0.0
         self.started_s = 0.0
+        self.is_held = False  # by the limits: the next attempt leaves when it is time
+        self.is_over = False  # the limits see no hope
 
 
 class ResilientOrigin:
-    """An origin that retries what is safe to retry, within ``policy.deadline_s`` an operation.
+    """An origin that retries what is safe to retry, within ``policy.deadline_s`` an operation, and
+    sends what ``backends`` grants.
 
     Owned by the event loop. ``attempt_timeout_s`` is the bound that the wrapped origin itself
     keeps for one request; where the deadline is shorter, the deadline is kept here. A stream
@@ -64,6 +76,7 @@ class ResilientOrigin:
         origin: Origin,
         *,
         endpoint: Endpoint,
+        backends: Backends,
         clock: Clock,
         policy: RetryPolicy,
         attempt_timeout_s: float,
@@ -75,6 +88,8 @@ class ResilientOrigin:
         self.endpoint = endpoint
         endpoint.attach(origin)
         self.counters = OriginCounters()
+        self._backends = backends
+        self._limits = backends.of(url=origin.url, server=endpoint, scope=self._scope())
         self._clock = clock
         self._policy = policy
         self._first_is_bounded = attempt_timeout_s <= policy.deadline_s
@@ -101,6 +116,12 @@ class ResilientOrigin:
         scheme, _, rest = self.url.partition("://")
         return rest.count("@") > (1 if scheme == "az" else 0)
 
+    def _scope(self) -> str:
+        """Return what the server limits as a whole: S3 and GCS a bucket, Azure an account, which
+        is its endpoint, and of a server of its own nobody knows."""
+        by_bucket = self.url.startswith(("s3://", "gs://")) and not self.has_own_endpoint
+        return self.url if by_bucket else f"{ENDPOINT}{self.endpoint.name}"
+
     @property
     def answered_s(self) -> float:
         """When its server last answered anybody (the clock's seconds), 0.0 where never."""
@@ -108,7 +129,8 @@ class ResilientOrigin:
 
     def snapshot(self) -> dict[str, Any]:
         """Return counters and breaker for the status document. ``breaker.since_s`` is for how long
-        the endpoint has not answered, 0.0 while it is closed."""
+        the endpoint has not answered, 0.0 while it is closed; ``limits`` are the BackendStatus of
+        what its requests must be granted by, which other origins may share."""
         counters, endpoint = self.counters, self.endpoint
         return {
             "requests": counters.by_method(),
@@ -124,6 +146,7 @@ class ResilientOrigin:
                 "mode": str(endpoint.mode),
                 "since_s": endpoint.down_s,
             },
+            "limits": [msgspec.to_builtins(one) for one in self._limits.report()],
         }
 
     def __repr__(self) -> str:
@@ -137,7 +160,7 @@ class ResilientOrigin:
             return await self._origin.head(key)
 
         counters.calls += 1
-        return await self._safely(once)
+        return await self._safely(once, Ask(Kind.GET, key))
 
     async def get(
         self, key: str, *, start: int = 0, end: int | None = None, token: str | None = None
@@ -152,7 +175,10 @@ class ResilientOrigin:
             return fetched
 
         counters.calls += 1
-        fetched = await self._safely(once)
+        announced = 0 if end is None else end - start
+        fetched = await self._safely(
+            once, Ask(Kind.GET, key, announced), moved=lambda found: len(found.data)
+        )
         counters.bytes_read += len(fetched.data)
         return fetched
 
@@ -173,11 +199,14 @@ class ResilientOrigin:
             return await anext(pages, None)
 
         counters.calls += 1
-        page = await self._safely(first)
+        ask = Ask(Kind.LIST, prefix)
+        page = await self._safely(first, ask)
         try:
             while page is not None:
                 yield page
-                page = await self._attempt(following, _Call(), bounded=False, is_read=True)
+                page = await self._attempt(
+                    following, self._call(), ask, bounded=False, is_read=True
+                )
         finally:
             await _close(pages)
 
@@ -195,7 +224,8 @@ class ResilientOrigin:
             return await self._settle_put(key, condition, own_id)
 
         counters.calls += 1
-        info = await self._once(once, settle, path=f"{self.url}/{key}")
+        ask = Ask(Kind.PUT, key, memoryview(data).nbytes)
+        info = await self._once(once, settle, ask)
         counters.bytes_written += info.size_bytes
         return info
 
@@ -212,11 +242,12 @@ class ResilientOrigin:
 
         async def once() -> ObjectInfo:
             counters.requests_put += 1
-            return await self._origin.put_stream(key, chunks, condition=condition, write_id=own_id)
+            paced = self._paced(key, chunks)
+            return await self._origin.put_stream(key, paced, condition=condition, write_id=own_id)
 
         counters.calls += 1
         try:
-            info = await self._attempt(once, _Call(), bounded=False)
+            info = await self._attempt(once, self._call(), Ask(Kind.PUT, key), bounded=False)
         except OriginThrottled:
             raise  # refused, so nothing is visible; the chunks cannot be asked for again
         except OriginUnavailable as error:
@@ -228,9 +259,21 @@ class ResilientOrigin:
         counters.bytes_written += info.size_bytes
         return info
 
+    async def _paced(self, key: str, chunks: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
+        """Let a stream's bytes, and a request for each part that they fill, wait for the limits;
+        the request that began it has been granted."""
+        part_bytes = 0
+        async for chunk in chunks:
+            count_bytes = memoryview(chunk).nbytes
+            part_bytes += count_bytes
+            kind = Kind.PUT if part_bytes > PART_BYTES else None
+            part_bytes %= PART_BYTES
+            ask = Ask(kind, key, count_bytes)
+            await self._limits.charged(ask, patience_s=self._policy.deadline_s)
+            yield chunk
+
     async def delete(self, key: str, *, may_repeat: bool = True) -> None:
         counters = self.counters
-        path = f"{self.url}/{key}"
 
         async def once() -> bool:
             counters.requests_delete += 1
@@ -239,12 +282,12 @@ class ResilientOrigin:
 
         async def settle() -> bool | None:
             if not may_repeat:
-                raise _unknown(None, path)
+                raise _unknown(None, f"{self.url}/{key}")
             # Where the object is still (or again) there, a second delete does what was asked.
             return None if await self._head_or_none(key, None) else True
 
         counters.calls += 1
-        await self._once(once, settle, path=path)
+        await self._once(once, settle, Ask(Kind.PUT, key))
 
     async def copy(self, source_key: str, target_key: str) -> None:
         counters = self.counters
@@ -258,7 +301,7 @@ class ResilientOrigin:
             return None  # copying once more over whatever is there is what was asked
 
         counters.calls += 1
-        await self._once(once, settle, path=f"{self.url}/{target_key}")
+        await self._once(once, settle, Ask(Kind.PUT, target_key))
 
     async def refuses_wrong_token(self, key: str, token: str) -> bool:
         """Return whether the server itself refuses a GET under a false condition; false where the
@@ -271,18 +314,29 @@ class ResilientOrigin:
             self.counters.requests_get += 1
             return bool(await asks(key, token))
 
-        return await self._safely(once)
+        return await self._safely(once, Ask(Kind.GET, key))
 
     async def close(self) -> None:
+        self._backends.forget(self._limits)
         self.endpoint.rest()
         await self._origin.close()
 
-    async def _safely(self, once: Callable[[], Awaitable[_T]]) -> _T:
-        """Attempt a read until it succeeds, fails for good or the deadline is near."""
-        call = _Call()
+    def _call(self) -> _Call:
+        return _Call(self._backends.arrive())
+
+    async def _safely(
+        self,
+        once: Callable[[], Awaitable[_T]],
+        ask: Ask,
+        *,
+        moved: Callable[[_T], int] | None = None,
+    ) -> _T:
+        """Attempt a read until it succeeds, fails for good or the deadline is near. ``moved``
+        tells the bytes of an answer."""
+        call = self._call()
         while True:
             try:
-                return await self._attempt(once, call, is_read=True)
+                return await self._attempt(once, call, ask, moved=moved, is_read=True)
             except OriginUnavailable as error:
                 await self._pause_or_raise(error, call)
 
@@ -290,18 +344,18 @@ class ResilientOrigin:
         self,
         once: Callable[[], Awaitable[_T]],
         settle: Callable[[], Awaitable[_T | None]],
-        *,
-        path: str,
+        ask: Ask,
     ) -> _T:
         """Attempt a write; repeat it only where the server refused it unread (OriginThrottled) or
         ``settle`` found that repeating is right (None). ``settle`` returns the result where the
         lost attempt had succeeded, and raises OriginUnavailable where nobody can know."""
-        call = _Call()
+        call = self._call()
+        path = f"{self.url}/{ask.key}"
         lost = False
         while True:
             sent_before = call.attempts
             try:
-                return await self._attempt(once, call)
+                return await self._attempt(once, call, ask)
             except OriginThrottled as error:
                 await self._pause_or_raise(error, call)
             except PreconditionFailed as error:
@@ -358,36 +412,56 @@ class ResilientOrigin:
         self,
         once: Callable[[], Awaitable[_T]],
         call: _Call,
+        ask: Ask,
         *,
+        moved: Callable[[_T], int] | None = None,
         bounded: bool = True,
         is_read: bool = False,
     ) -> _T:
-        """Send one request through gate and breaker, and tell the endpoint how it went."""
+        """Send one request through limits and breaker, and tell both how it went."""
         endpoint = self.endpoint
-        gate = endpoint.gate
-        await gate.acquire()
+        grant = await self._granted(call, ask)
         try:
             refused = endpoint.refusal(self.url)
             if refused is not None:
                 self.counters.rejected += 1
                 raise refused
             call.attempts += 1
-            if call.attempts == 1:
-                call.started_s = self._clock.now()
-                bounded = bounded and not self._first_is_bounded
+            bounded = bounded and not (call.attempts == 1 and self._first_is_bounded)
             try:
                 with endpoint.request(is_read=is_read):
                     result = await (self._bounded(once, call) if bounded else once())
             except OriginUnavailable as error:
-                self._count_failure(error)
+                self._count_failure(error, call, grant)
                 raise
             except TiercacheError:
                 endpoint.answered()  # if only to refuse
+                grant.answered()
                 raise
             endpoint.answered()
+            grant.answered()
+            if moved is not None:
+                grant.transferred(moved(result))
             return result
         finally:
-            gate.release()
+            grant.release()
+
+    async def _granted(self, call: _Call, ask: Ask) -> Grant:
+        """Wait until the attempt may leave."""
+        asked_s = self._clock.now()
+        try:
+            grant = await self._limits.admitted(
+                ask, arrived=call.arrived, patience_s=self._policy.deadline_s
+            )
+        except OriginThrottled:
+            call.is_over = True
+            raise
+        now_s = self._clock.now()
+        if call.attempts == 0:
+            call.first_s = call.started_s = now_s
+        else:
+            call.started_s += now_s - asked_s
+        return grant
 
     async def _bounded(self, once: Callable[[], Awaitable[_T]], call: _Call) -> _T:
         left_s = remaining_s(self._clock.now() - call.started_s, policy=self._policy)
@@ -399,18 +473,26 @@ class ResilientOrigin:
                 f"no answer within {self._policy.deadline_s:g} s", path=self.url
             ) from error
 
-    def _count_failure(self, error: OriginUnavailable) -> None:
+    def _count_failure(self, error: OriginUnavailable, call: _Call, grant: Grant) -> None:
+        call.is_held = False
         if isinstance(error, OriginThrottled):
             self.counters.throttles += 1
             self.endpoint.throttled(error)
+            call.is_held = grant.throttled(error)
         else:
             self.counters.errors += 1
             self.endpoint.failed(error)
 
     async def _pause_or_raise(self, error: OriginUnavailable, call: _Call) -> None:
-        """Wait before the next attempt; raise ``error`` where there is none."""
-        if call.attempts == 0 or self.endpoint.is_offline:
+        """Wait before the next attempt; raise ``error`` where there is none. A throttled one that
+        the limits hold back waits there, with its place in the queue."""
+        if call.attempts == 0 or call.is_over or self.endpoint.is_offline:
             raise error
+        if call.is_held:
+            if self._clock.now() - call.first_s >= self._policy.deadline_s:
+                raise error
+            self.counters.retries += 1
+            return
         wait_s = next_delay_s(
             call.attempts,
             self._rng(),
