@@ -16,11 +16,14 @@ from typing import Any
 import msgspec
 
 from tiercache import wire
+from tiercache.agent.accounts import Account, asking, check_name
 from tiercache.agent.answers import found
+from tiercache.agent.charges import charge_of
 from tiercache.agent.directory import CacheDirectory
 from tiercache.agent.engine import Engine
 from tiercache.agent.job_table import JobTable
 from tiercache.agent.memory import Answer
+from tiercache.agent.seats import Process
 from tiercache.agent.status import status_body
 from tiercache.agent.writes import check_writable
 from tiercache.clock import Clock
@@ -47,11 +50,14 @@ MAX_WAIT_S = 30.0
 class Peer:
     """One connection."""
 
-    pid: int
-    uid: int
+    account: Account
     fd: int
     version: str = ""
     requests: int = 0
+
+    @property
+    def pid(self) -> int:
+        return self.account.pid
 
 
 class _Frames:
@@ -92,7 +98,7 @@ class Server:
         self._server: asyncio.AbstractServer | None = None
         self._listener_fd = -1
         # Numbers of the writes that each process has begun; ended ones are no trouble to abort.
-        self._writers: dict[int, set[int]] = {}
+        self._writers: dict[Process, set[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: dict[int, Peer] = {}
         self._next_peer = 0
@@ -170,10 +176,11 @@ class Server:
         self._tasks.add(task)
         number, self._next_peer = self._next_peer, self._next_peer + 1
         try:
-            peer = self._peer(writer)
-            if peer.uid not in (os.geteuid(), 0):
-                log.warning("refused a peer of user %d", peer.uid)
+            peer = self._peer(reader, writer)
+            if peer.account.uid not in (os.geteuid(), 0):
+                log.warning("refused a peer of user %d", peer.account.uid)
                 return
+            asking.set(peer.account)
             self.peers[number] = peer
             await self._serve(peer, reader, writer)
         except (FormatError, msgspec.DecodeError, UnicodeDecodeError, TimeoutError) as error:
@@ -186,13 +193,14 @@ class Server:
             self._tasks.discard(task)
             writer.close()
             if gone is not None:
-                await self._abort_writes_of(gone.pid)
+                await self._process_may_be_gone(gone)
 
-    def _peer(self, writer: asyncio.StreamWriter) -> Peer:
+    def _peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Peer:
         sock = writer.get_extra_info("socket")
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid, uid, _ = _UCRED.unpack(raw)
-        return Peer(pid=pid, uid=uid, fd=sock.fileno())
+        pid, uid, gid = _UCRED.unpack(raw)
+        account = Account(pid, pid, uid, gid, is_gone=reader.at_eof)
+        return Peer(account=account, fd=sock.fileno())
 
     async def _serve(
         self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -208,6 +216,7 @@ class Server:
                 self._engine.report_use(request)
                 continue
             if isinstance(request, wire.Wake):
+                self._engine.governing.wake()
                 continue
             with Answer() as answer:
                 frame = wire.frame(await self._answer(peer, request))
@@ -223,9 +232,11 @@ class Server:
         try:
             if isinstance(request, wire.Hello):
                 return self._hello(peer, request)
-            if isinstance(request, wire.WriteBegin):
-                return await self._write_begin(peer, request)
-            return await self._handlers[type(request)](request)
+            if isinstance(request, wire.Enlist):
+                return await self._engine.governing.enlist(peer.account, request.name)
+            if not self._engine.governing.is_on:
+                return await self._handled(peer, request)
+            return await self._admitted(peer, request)
         except (TiercacheError, OSError) as error:
             return wire.failure_of(error, path)
         except Exception as error:  # the request handler's top: one request fails, and is logged
@@ -233,10 +244,33 @@ class Server:
             log.exception("internal error in %s", type(request).__name__)
             return wire.failure_of(error, path)
 
+    async def _admitted(self, peer: Peer, request: wire.Request) -> wire.Response:
+        """Carry out what the policy lets its identity do now, or wait until it does."""
+        charge = charge_of(request)
+        if charge is None:
+            return await self._handled(peer, request)
+        engine = self._engine
+        if charge.number:
+            path = engine.writes.path_of(charge.number)
+        else:
+            path = engine.mounts.locate(charge.path).path
+        async with engine.governing.admitted(
+            path, read=charge.read, write=charge.write, operations=charge.operations
+        ):
+            return await self._handled(peer, request)
+
+    async def _handled(self, peer: Peer, request: wire.Request) -> wire.Response:
+        if isinstance(request, wire.WriteBegin):
+            return await self._write_begin(peer, request)
+        return await self._handlers[type(request)](request)
+
     # -- requests that are not the engine's alone -------------------------------------------
 
     def _hello(self, peer: Peer, request: wire.Hello) -> wire.Welcome:
         peer.version = request.client_version
+        peer.account.name = check_name(request.name)
+        if not peer.account.pid:  # of another namespace of processes, where it has a number
+            peer.account.process = f"pid {request.pid}"
         self._engine.mounts.add(request.mounts, request.profiles)
         running = self._engine.settings
         mounts = self._engine.mounts.all
@@ -265,14 +299,15 @@ class Server:
                     remedy="write without a condition, or use another store",
                 )
         number = engine.writes.begin(located, request.mode, request.token)
-        self._writers.setdefault(peer.pid, set()).add(number)
+        self._writers.setdefault(peer.account.process, set()).add(number)
         return wire.WriteStarted(number)
 
-    async def _abort_writes_of(self, pid: int) -> None:
-        """End the writes of a process whose last connection has gone."""
-        if any(peer.pid == pid for peer in self.peers.values()):
+    async def _process_may_be_gone(self, gone: Peer) -> None:
+        """End the writes and leases of a process whose last connection has gone."""
+        if any(peer.account.process == gone.account.process for peer in self.peers.values()):
             return
-        for number in self._writers.pop(pid, ()):
+        self._engine.governing.gone(gone.account.process)
+        for number in self._writers.pop(gone.account.process, ()):
             await self._engine.writes.abort(number)
 
     async def _write_data(self, request: wire.WriteData) -> wire.Done:

@@ -132,6 +132,10 @@ class Writes:
             )
         return write
 
+    def path_of(self, number: int) -> str:
+        """Return where a write that was begun writes to. Raises as ``data``."""
+        return self._write(number).located.path
+
     async def data(self, number: int, data: bytes) -> None:
         """Take the next bytes; returns when there is room for more."""
         write = self._write(number)

@@ -1,0 +1,120 @@
+"""Who asks: connections and jobs, and what the QoS policy may know of them.
+
+The kernel says user and groups of a connection's process; the name is the client's own word, of
+which the policy says who may use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tiercache.agent.seats import Process
+from tiercache.errors import ConfigError
+from tiercache.policy.qos import Claimant, SeatRule
+
+# Room for "team/job/rank"; a name stands in logs, metrics and tables.
+MAX_NAME_CHARACTERS = 128
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One connection, or one job. ``process``: those of one process take turns as one.
+
+    ``max_wait_s`` is the client's own bound. Bulk work waits as long as it takes, whatever the
+    policy says: nobody would be there to try again.
+    """
+
+    process: Process
+    pid: int
+    uid: int
+    gid: int
+    name: str = ""
+    max_wait_s: float | None = None
+    is_bulk: bool = False
+    # Whether nobody is there any more to take the answer.
+    is_gone: Callable[[], bool] = _never
+    # Looked up when a policy first asks.
+    claimant: Claimant | None = None
+    # Of the policy of ``generation``.
+    seats: tuple[SeatRule, ...] = ()
+    generation: int = 0
+
+
+# Of the connection's task, and of a job's; what they start inherits it. None is the agent itself.
+asking: ContextVar[Account | None] = ContextVar("asking", default=None)
+
+
+def check_name(name: str) -> str:
+    """Raises ConfigError for a name that nobody could write into a policy or read in a table."""
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise ConfigError(
+            f"{name[:MAX_NAME_CHARACTERS]!r} is no name for the QoS policy",
+            path="qos.name",
+            remedy=f"use up to {MAX_NAME_CHARACTERS} printable characters",
+        )
+    return name
+
+
+def own_account(process: Process, *, name: str) -> Account:
+    """Return the account of the agent's own bulk work."""
+    return Account(process, os.getpid(), os.geteuid(), os.getegid(), name, is_bulk=True)
+
+
+async def find_claimant(account: Account) -> Claimant:
+    """Return who it is, asking the user database on a thread: it may be far away."""
+    if account.claimant is None or account.claimant.name != account.name:
+        loop = asyncio.get_running_loop()
+        account.claimant = await loop.run_in_executor(
+            None, claimant_of, account.pid, account.uid, account.gid, account.name
+        )
+    return account.claimant
+
+
+def claimant_of(pid: int, uid: int, gid: int, name: str) -> Claimant:
+    """Return names and numbers of a process's user and groups. Blocks."""
+    groups = {gid, *_supplementary(pid, uid)}
+    return Claimant(
+        users=frozenset((str(uid), _user(uid))),
+        groups=frozenset(text for group in groups for text in (str(group), _group(group))),
+        name=name,
+    )
+
+
+def _supplementary(pid: int, uid: int) -> list[int]:
+    """Return the further groups of a process; none where it has gone, or is another by now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    fields = dict(line.split(":", 1) for line in lines.splitlines() if ":" in line)
+    if str(uid) not in fields.get("Uid", "").split():
+        return []
+    return [int(text) for text in fields.get("Groups", "").split()]
+
+
+@lru_cache(maxsize=1024)
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@lru_cache(maxsize=1024)
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,313 @@
+"""Admission at the agent: requests and jobs wait here for their in-flight cap and their tokens.
+
+Who waits goes in the order of coming among those of one process and identity; between them the
+governor decides at its turns. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tiercache.agent.accounts import Account
+from tiercache.agent.seats import NOTHING, Process
+from tiercache.clock import Clock
+from tiercache.errors import Throttled
+from tiercache.policy.governor import Governor
+from tiercache.policy.qos import IdentityPlan, Plan, Rates
+
+# Advice to come again is never longer: by then other things have changed.
+MAX_RETRY_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    account: Account
+    ready: asyncio.Future[None]
+    since_s: float
+    amounts: Rates = NOTHING
+
+    @property
+    def is_let_in(self) -> bool:
+        ready = self.ready
+        return ready.done() and not ready.cancelled() and ready.exception() is None
+
+    def drop_if_gone(self) -> None:
+        if not self.ready.done() and self.account.is_gone():
+            self.ready.set_exception(ConnectionResetError("the client has gone"))
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """Those of one process and identity who wait for tokens, in order."""
+
+    process: Process
+    identity: str
+    payer: int
+    waiters: deque[_Waiter] = field(default_factory=deque)
+
+
+@dataclass(slots=True, eq=False)
+class Gate:
+    """At most ``limit`` inside at once (None: any number), in the order of coming."""
+
+    limit: int | None = None
+    inside: int = 0
+    waiters: deque[_Waiter] = field(default_factory=deque)
+
+    @property
+    def is_open(self) -> bool:
+        return self.limit is None or self.inside < self.limit
+
+    async def enter(self, account: Account, now_s: float) -> None:
+        if self.is_open and not self.waiters:
+            self.inside += 1
+            return
+        waiter = _Waiter(account, asyncio.get_running_loop().create_future(), now_s)
+        self.waiters.append(waiter)
+        try:
+            await waiter.ready
+        except BaseException:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+            if waiter.is_let_in:  # and gone in the same moment
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        self.inside -= 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Let in whom the limit has room for; to be called too when it has changed."""
+        while self.waiters and self.is_open:
+            ready = self.waiters.popleft().ready
+            if ready.done():
+                continue  # gone: it sees to itself
+            self.inside += 1
+            ready.set_result(None)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of one identity's requests at the agent, since it started."""
+
+    waits: int = 0
+    waited_s: float = 0.0
+    throttled: int = 0
+
+
+class Admission:
+    """``demand`` is called when somebody begins to wait, and ``refused`` with the identity and the
+    sentence of each Throttled."""
+
+    def __init__(
+        self, clock: Clock, demand: Callable[[], None], refused: Callable[[str, str], None]
+    ) -> None:
+        self._clock = clock
+        self._demand = demand
+        self._refused = refused
+        self._governor: Governor | None = None
+        self._lines: dict[tuple[Process, str], _Line] = {}
+        self._identities: dict[str, IdentityPlan] = {}
+        self._classes: dict[str, Gate] = {}
+        self._gates: dict[str, Gate] = {}
+        self.tallies: dict[str, Tally] = {}
+
+    # -- the policy -------------------------------------------------------------------------
+
+    def keep_to(self, plan: Plan, governor: Governor) -> None:
+        """Take over a plan; a governor is kept from its first plan to ``let_go``."""
+        self._governor = governor
+        self._identities = {identity.name: identity for identity in plan.identities}
+        for identity in plan.identities:
+            self._gate(self._gates, identity.name).limit = identity.in_flight
+        for rule in plan.classes:
+            self._gate(self._classes, rule.name).limit = rule.in_flight
+        for gone in self._gates.keys() - self._identities.keys():
+            self._gates[gone].limit = None
+        for gone in self._classes.keys() - {rule.name for rule in plan.classes}:
+            self._classes[gone].limit = None
+        for gate in (*self._gates.values(), *self._classes.values()):
+            gate.admit()
+
+    def _gate(self, gates: dict[str, Gate], name: str) -> Gate:
+        return gates.setdefault(name, Gate())
+
+    def let_go(self) -> None:
+        """End all limits: who waits goes on."""
+        self._governor = None
+        for gate in (*self._gates.values(), *self._classes.values()):
+            gate.limit = None
+            gate.admit()
+        for line in self._lines.values():
+            for waiter in line.waiters:
+                if not waiter.ready.done():
+                    waiter.ready.set_result(None)
+        self._lines.clear()
+
+    # -- payers -----------------------------------------------------------------------------
+
+    def leave(self, process: Process) -> None:
+        """Forget a process that has gone; who waits for it is cancelled by then."""
+        for key in [key for key in self._lines if key[0] == process]:
+            line = self._lines.pop(key)
+            if self._governor is not None:
+                self._governor.leave(line.payer)
+
+    def _line(self, governor: Governor, process: Process, identity: str) -> _Line:
+        line = self._lines.get((process, identity))
+        if line is None:
+            line = self._lines[process, identity] = _Line(
+                process, identity, governor.join(identity)
+            )
+        return line
+
+    # -- waiting ----------------------------------------------------------------------------
+
+    async def enter(
+        self, account: Account, identity: str, amounts: Rates, *, max_wait_s: float | None
+    ) -> list[Gate]:
+        """Wait for room and tokens; return the gates to leave in the end. Raises Throttled after
+        ``max_wait_s``."""
+        began_s = self._clock.now()
+        gates, entered = self._gates_of(identity), list[Gate]()
+        try:
+            async with asyncio.timeout(max_wait_s):
+                for gate in gates:
+                    await self._enter_gate(gate, account)
+                    entered.append(gate)
+                await self._pay(account, identity, amounts)
+        except BaseException as error:
+            full = len(entered) < len(gates)
+            for gate in entered:
+                gate.leave()
+            if isinstance(error, TimeoutError):
+                raise self._throttled(identity, amounts, began_s, full=full) from None
+            raise
+        self._count_wait(identity, began_s)
+        return entered
+
+    async def _enter_gate(self, gate: Gate, account: Account) -> None:
+        if not gate.is_open:
+            self._demand()  # turns look after those who wait
+        await gate.enter(account, self._clock.now())
+
+    def _gates_of(self, identity: str) -> list[Gate]:
+        """Gates are entered in one order by all: none waits in a circle."""
+        gates = [self._gate(self._gates, identity)]
+        plan = self._identities.get(identity)
+        if plan is not None:
+            gates.append(self._gate(self._classes, plan.class_name))
+        return gates
+
+    async def _pay(self, account: Account, identity: str, amounts: Rates) -> None:
+        governor = self._governor
+        if governor is None:
+            return
+        line, now_s = self._line(governor, account.process, identity), self._clock.now()
+        if not line.waiters and governor.admit(line.payer, amounts, now_s):
+            self._demand()  # so that the next turn counts it
+            return
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(account, ready, now_s, amounts)
+        line.waiters.append(waiter)
+        if line.waiters[0] is waiter:
+            governor.wants(line.payer, amounts, now_s)
+        self._demand()
+        try:
+            await ready
+        finally:
+            with suppress(ValueError):  # admitted: it is out already
+                line.waiters.remove(waiter)
+                self._say_next(line)
+
+    def _say_next(self, line: _Line) -> None:
+        """Tell the governor who is first in the line now."""
+        if self._governor is None or self._lines.get((line.process, line.identity)) is not line:
+            return
+        if line.waiters:
+            head = line.waiters[0]
+            self._governor.wants(line.payer, head.amounts, head.since_s)
+        else:
+            self._governor.wants(line.payer, NOTHING, self._clock.now())
+
+    def turned(self, now_s: float) -> None:
+        """Let in whom the governor's last turn has tokens for."""
+        governor = self._governor
+        assert governor is not None
+        for line in list(self._lines.values()):
+            began = len(line.waiters)
+            while line.waiters:
+                head = line.waiters[0]
+                if not head.ready.done():  # else it has gone
+                    if not governor.admit(line.payer, head.amounts, now_s):
+                        break
+                    head.ready.set_result(None)
+                line.waiters.popleft()
+            if len(line.waiters) < began:
+                self._say_next(line)
+
+    def drop_gone(self) -> None:
+        """End the waits of those whose client has gone meanwhile: nobody takes their answer."""
+        for queue in (*self._lines.values(), *self._gates.values(), *self._classes.values()):
+            for waiter in queue.waiters:
+                waiter.drop_if_gone()
+
+    @property
+    def is_idle(self) -> bool:
+        queues = (*self._lines.values(), *self._gates.values(), *self._classes.values())
+        return not any(queue.waiters for queue in queues)
+
+    def waiting(self, identity: str) -> tuple[int, float]:
+        """Return how many wait, for tokens or room, and since when the longest does (0.0: none)."""
+        queues: list[_Line | Gate] = [
+            line for line in self._lines.values() if line.identity == identity
+        ]
+        if identity in self._gates:
+            queues.append(self._gates[identity])
+        since_s = [waiter.since_s for queue in queues for waiter in queue.waiters]
+        return len(since_s), min(since_s, default=0.0)
+
+    def is_full(self, identity: str) -> bool:
+        """Return whether somebody waits for the in-flight cap of an identity."""
+        return any(gate.waiters and not gate.is_open for gate in self._gates_of(identity))
+
+    # -- outcomes ---------------------------------------------------------------------------
+
+    def tally(self, identity: str) -> Tally:
+        return self.tallies.setdefault(identity, Tally())
+
+    def _count_wait(self, identity: str, began_s: float) -> None:
+        waited_s = self._clock.now() - began_s
+        if waited_s > 0.001:  # the rest is the loop's own time
+            tally = self.tally(identity)
+            tally.waits += 1
+            tally.waited_s += waited_s
+
+    def _throttled(
+        self, identity: str, amounts: Rates, began_s: float, *, full: bool
+    ) -> Throttled:
+        self._count_wait(identity, began_s)
+        self.tally(identity).throttled += 1
+        waited_s = self._clock.now() - began_s
+        of = "the cap of its requests in flight" if full else "its share of the rate"
+        message = f"{identity!r} has waited {waited_s:.2f} s for {of}, the most it may"
+        self._refused(identity, message)
+        error = Throttled(
+            message,
+            remedy=f"try again later, raise max_wait, or see: tiercache qos explain {identity} /",
+        )
+        error.retry_after_s = self._retry_after_s(identity, amounts, waited_s)
+        return error
+
+    def _retry_after_s(self, identity: str, amounts: Rates, waited_s: float) -> float:
+        """Return how long so much takes at the identity's own limits; as long as it has waited
+        where those are not what it waits for."""
+        plan = self._identities.get(identity)
+        limits = [share.limit for share in plan.shares] if plan is not None else []
+        needed = [amount / limit for amount, limit in zip(amounts, limits, strict=False)]
+        return min(max(waited_s, *needed, 0.01), MAX_RETRY_S)
