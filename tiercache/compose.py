@@ -176,7 +176,9 @@ class Agent:
         # Imported here: a client never needs the engine, and starts faster without it.
         from tiercache.agent.engine import Engine, Parts
         from tiercache.agent.metrics import MetricsServer
+        from tiercache.agent.policing import Places
         from tiercache.agent.server import Server
+        from tiercache.config import qos_policy
         from tiercache.metadata.open import open_metadata
         from tiercache.origins.endpoint import Endpoints
 
@@ -191,6 +193,13 @@ class Agent:
                 extents=ExtentFiles(directory.extents),
                 state=SharedStateWriter(directory.state),
                 leases=LeaseFileWriter(directory.leases),
+                policies=qos_policy,
+                policy_places=Places(
+                    configured=settings.qos.policy,
+                    applied=directory.qos_policy,
+                    last_good=directory.qos_last_good,
+                    overrides=directory.qos_overrides,
+                ),
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
                 probe_writes=probe_writes,
                 open_metadata=lambda: open_metadata(settings.metadata, settings.profiles),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -253,14 +253,18 @@ class Admission:
 
     def drop_gone(self) -> None:
         """End the waits of those whose client has gone meanwhile: nobody takes their answer."""
-        for queue in (*self._lines.values(), *self._gates.values(), *self._classes.values()):
+        for queue in self._queues():
             for waiter in queue.waiters:
                 waiter.drop_if_gone()
 
+    def _queues(self) -> Iterator[_Line | Gate]:
+        yield from self._lines.values()
+        yield from self._gates.values()
+        yield from self._classes.values()
+
     @property
     def is_idle(self) -> bool:
-        queues = (*self._lines.values(), *self._gates.values(), *self._classes.values())
-        return not any(queue.waiters for queue in queues)
+        return not any(queue.waiters for queue in self._queues())
 
     def waiting(self, identity: str) -> tuple[int, float]:
         """Return how many wait, for tokens or room, and since when the longest does (0.0: none)."""
@@ -288,9 +292,7 @@ class Admission:
             tally.waits += 1
             tally.waited_s += waited_s
 
-    def _throttled(
-        self, identity: str, amounts: Rates, began_s: float, *, full: bool
-    ) -> Throttled:
+    def _throttled(self, identity: str, amounts: Rates, began_s: float, *, full: bool) -> Throttled:
         self._count_wait(identity, began_s)
         self.tally(identity).throttled += 1
         waited_s = self._clock.now() - began_s

@@ -21,6 +21,10 @@ STATE = "shared.state"
 LEASES = "leases.state"
 LOG = "agent.log"
 AUDIT = "qos-audit.jsonl"
+QOS_POLICY = "qos-policy.toml"
+QOS_LAST_GOOD = "qos-last-good.toml"
+QOS_OVERRIDES = "qos-overrides.json"
+QOS_CALIBRATION = "qos-calibration.json"
 EXTENTS = "extents"
 
 # Whoever starts an agent opens its log first; superblocks are written under another name.
@@ -44,6 +48,22 @@ class CacheDirectory:
     @property
     def leases(self) -> str:
         return str(self.root / LEASES)
+
+    @property
+    def qos_policy(self) -> Path:
+        return self.root / QOS_POLICY
+
+    @property
+    def qos_last_good(self) -> Path:
+        return self.root / QOS_LAST_GOOD
+
+    @property
+    def qos_overrides(self) -> Path:
+        return self.root / QOS_OVERRIDES
+
+    @property
+    def qos_calibration(self) -> Path:
+        return self.root / QOS_CALIBRATION
 
     @property
     def extents(self) -> str:

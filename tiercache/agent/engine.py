@@ -21,10 +21,12 @@ from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.expired import MIN_NAMES, Expired
 from tiercache.agent.fill import Filler, Target
+from tiercache.agent.governing import Governing
 from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
+from tiercache.agent.policing import Language, Places, Policing
 from tiercache.agent.reach import Reach
 from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.writes import Writes, check_writable
@@ -70,6 +72,10 @@ LOCAL_ROUNDS = 8
 OpenMetadata = Callable[[], Awaitable[MetadataStore]]
 
 
+def _refused(identity: str, sentence: str) -> None:
+    log.warning("refused: %s", sentence)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What compose hands to an engine."""
@@ -78,6 +84,8 @@ class Parts:
     extents: ExtentStore
     state: SharedState
     leases: LeaseFile
+    policies: Language
+    policy_places: Places
     open_origin: OpenOrigin
     probe_writes: ProbeWrites
     open_metadata: OpenMetadata
@@ -109,6 +117,14 @@ class Engine:
         self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
         self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
         self.memory, self.device = plane.memory, plane.device
+        self.governing = Governing(parts.leases, parts.state, parts.clock, _refused)
+        self.policing = Policing(
+            parts.policy_places,
+            parts.policies,
+            parts.clock,
+            self.executor,
+            self.governing.keep_to,
+        )
         self.mounts = Mounts(
             settings.mounts, settings.profiles, parts.open_origin, parts.probe_writes
         )
@@ -146,6 +162,8 @@ class Engine:
         self._state.bump_generation()
         self._state.bump_epoch()
         await self._shrink()
+        self.policing.cache_bytes = self.space.capacity_bytes
+        self.policing.load()
         self._reach.recall()
         await self.index.flush()
         if not self.settings.metadata.url:
@@ -153,6 +171,8 @@ class Engine:
         self.catalog.start()
         self.jobs.resume()
         self._reach.start()
+        self.governing.start()
+        self.policing.start()
         self._ticker = asyncio.create_task(self._tick())
 
     def _imported_pins(self) -> None:
@@ -183,6 +203,8 @@ class Engine:
         """End jobs and fills, make everything durable, close everything."""
         if self._ticker is not None:
             self._ticker.cancel()
+        await self.policing.stop()
+        await self.governing.stop()
         await self._reach.stop()
         await self.jobs.table.stop()
         await self.snapshots.table.stop()
@@ -299,6 +321,7 @@ class Engine:
             found = await self.names.lookup(located, came_s=came_s)
             if found.kind is Kind.FILE:
                 length = found.size_bytes if length is None else length
+                length = max(0, min(length, found.size_bytes - offset))
                 await self._fill_found(Target.of(located, found.token), (offset, length))
         except StaleHandle:
             return None, None  # the client reads this one by itself
@@ -310,7 +333,8 @@ class Engine:
 
     async def _fill_found(self, target: Target, span: tuple[int, int]) -> None:
         try:
-            await self.filler.ensure(target, [span])
+            async with self.governing.admitted(target.path, read=span[1]):
+                await self.filler.ensure(target, [span])
         except OriginUnavailable as error:
             raise self.filler.explained(target, error) from error
 
@@ -401,6 +425,12 @@ class Engine:
     async def _make_local(self, target: Target) -> records.ObjectRecord:
         """Fill the object and lay it out as one file; what is evicted or found bad meanwhile is
         filled again."""
+        record = self.filler.record_of(target)
+        missing = record.size_bytes - self.contents.cached_bytes(record)
+        async with self.governing.admitted(target.path, read=missing):
+            return await self._lay_out_local(target)
+
+    async def _lay_out_local(self, target: Target) -> records.ObjectRecord:
         for _ in range(LOCAL_ROUNDS):
             record = self.filler.record_of(target)
             await self.filler.ensure(target, [(0, record.size_bytes)])

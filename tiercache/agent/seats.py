@@ -112,7 +112,9 @@ class Seats:
         elif self._free:
             lease = self._make(governor, process, identity)
         else:
-            log.warning("no slot of the lease file is free: process %s goes at a safe rate", process)
+            log.warning(
+                "no slot of the lease file is free: process %s goes at a safe rate", process
+            )
             return None
         self._leases[process, identity] = lease
         return lease
