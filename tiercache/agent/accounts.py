@@ -51,6 +51,11 @@ class Account:
     seats: tuple[SeatRule, ...] = ()
     generation: int = 0
 
+    def rename(self, name: str) -> None:
+        """Go by another name from now on."""
+        if name != self.name:
+            self.name, self.claimant, self.seats = name, None, ()
+
 
 # Of the connection's task, and of a job's; what they start inherits it. None is the agent itself.
 asking: ContextVar[Account | None] = ContextVar("asking", default=None)
@@ -74,7 +79,7 @@ def own_account(process: Process, *, name: str) -> Account:
 
 async def find_claimant(account: Account) -> Claimant:
     """Return who it is, asking the user database on a thread: it may be far away."""
-    if account.claimant is None or account.claimant.name != account.name:
+    if account.claimant is None:
         loop = asyncio.get_running_loop()
         account.claimant = await loop.run_in_executor(
             None, claimant_of, account.pid, account.uid, account.gid, account.name

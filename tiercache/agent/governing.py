@@ -172,7 +172,8 @@ class Governing:
         check_name(name)
         if not self.is_on:
             return wire.Enlisted(0)
-        account.name = name or account.name
+        if name:
+            account.rename(name)
         rules = await self._seats_of(account)
         governor = self.governor
         if governor is None:
@@ -187,10 +188,7 @@ class Governing:
     def _seat(self, governor: Governor, process: Process, rule: SeatRule) -> wire.Seat:
         lease = self.seats.take(governor, process, rule.identity)
         identity = self._plans[rule.identity][0]
-        if lease is None:
-            safe = self._safe(identity)
-        else:
-            safe = governor.safe(lease.payer)
+        safe = self._safe(identity) if lease is None else governor.safe(lease.payer)
         return wire.Seat(
             path=rule.path,
             identity=rule.identity,

@@ -299,10 +299,7 @@ class Policing:
             raise ConfigError(
                 f"the policy is longer than {MAX_POLICY_BYTES} bytes", path=file or "policy"
             )
-        policy = self._language.parse_policy(
-            text, where=file or "policy", node_rates=self.node_rates
-        )
-        return policy
+        return self._language.parse_policy(text, where=file or "policy", node_rates=self.node_rates)
 
     async def apply(self, text: str, file: str) -> None:
         """Put a text in force. Raises ConfigError for one that cannot be, and where a file is

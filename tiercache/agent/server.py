@@ -268,7 +268,7 @@ class Server:
 
     def _hello(self, peer: Peer, request: wire.Hello) -> wire.Welcome:
         peer.version = request.client_version
-        peer.account.name = check_name(request.name)
+        peer.account.rename(check_name(request.name))
         if not peer.account.pid:  # of another namespace of processes, where it has a number
             peer.account.process = f"pid {request.pid}"
         self._engine.mounts.add(request.mounts, request.profiles)
