@@ -29,6 +29,8 @@ BROAD = {"Exception", "BaseException"}
 # Where an error of any kind is caught: "file::function" to the reason. Only at the top of a
 # thread, task, request handler or main(), where it is counted and logged whole.
 BROAD_EXCEPT_ALLOWED: dict[str, str] = {
+    "tiercache/agent/governing.py::Governing._run": "a task's top: without turns all would wait",
+    "tiercache/agent/policing.py::Policing._watch": "a task's top: the policy is watched on",
     "tiercache/agent/catalog.py::Catalog._run": "a task's top: logged whole, shown by status",
     "tiercache/agent/index.py::Index._commit_loop": "a task's top: handed to all who wait for it",
     "tiercache/agent/job_table.py::JobTable._run": "a task's top: counted, logged whole, reported",
