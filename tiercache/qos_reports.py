@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from tiercache.model import BackendStatus
+
 
 class RatesNow(msgspec.Struct, frozen=True, kw_only=True):
     """A rate of each resource."""
@@ -82,21 +84,6 @@ class ScheduleNow(msgspec.Struct, frozen=True, kw_only=True):
     when: str
 
 
-class BackendNow(msgspec.Struct, frozen=True, kw_only=True):
-    """One bucket of an account, bucket or prefix. ``resource`` is "get", "put", "list" or "bytes";
-    ``limit`` what the policy says, ``rate`` what is kept to now (less after 429 and 503), ``used``
-    what was lately sent. ``throttled`` counts answers that put us off."""
-
-    origin: str
-    resource: str
-    limit: float | None = None
-    rate: float | None = None
-    used: float = 0.0
-    waiting: int = 0
-    throttled: int = 0
-    adaptive: bool = True
-
-
 class Show(msgspec.Struct, frozen=True, kw_only=True):
     """The policy in force. ``generation`` 0: none is. ``source`` is the file it was read from,
     "applied" where it came by ``qos apply``; ``error`` why a newer text of the source is refused,
@@ -116,7 +103,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     identities: tuple[IdentityNow, ...] = ()
     overrides: tuple[OverrideNow, ...] = ()
     schedules: tuple[ScheduleNow, ...] = ()
-    backends: tuple[BackendNow, ...] = ()
+    backends: tuple[BackendStatus, ...] = ()
     next_change_s: float | None = None
 
 
@@ -156,7 +143,7 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     node: RatesNow = RatesNow()
     used: RatesNow = RatesNow()
     identities: tuple[IdentityUse, ...] = ()
-    backends: tuple[BackendNow, ...] = ()
+    backends: tuple[BackendStatus, ...] = ()
 
 
 class Explain(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +199,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     schedules: tuple[ScheduleNow, ...] = ()
     overrides: tuple[OverrideNow, ...] = ()
     buckets: tuple[BucketNow, ...] = ()
-    backends: tuple[BackendNow, ...] = ()
+    backends: tuple[BackendStatus, ...] = ()
 
 
 class Apply(msgspec.Struct, frozen=True, kw_only=True):

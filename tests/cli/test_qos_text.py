@@ -9,6 +9,7 @@ import pytest
 
 from tiercache.cli.qos_audit import Followed, text_of
 from tiercache.cli.qos_text import (
+    NARROW,
     amount,
     explain_lines,
     rate,
@@ -19,8 +20,8 @@ from tiercache.cli.qos_text import (
     top_head,
     top_lines,
 )
+from tiercache.model import BackendStatus
 from tiercache.qos_reports import (
-    BackendNow,
     BucketNow,
     CapacityNow,
     Claim,
@@ -95,9 +96,10 @@ TRAINING = IdentityNow(
     rules=("name 'training', group 'ml'", "user 'ann'"),
 )
 BATCH = ClassNow(name="batch", priority=20)
-GETS = BackendNow(
-    origin="s3://b", resource="get", limit=500.0, rate=350.0, used=340.0, waiting=2, throttled=12
-)
+GETS = BackendStatus(
+    scope="s3://b", kind="get", limit=500.0, rate=350.0, sent_per_s=340.0, throttled=12, waiting=2,
+    paused_s=0.0,
+)  # fmt: skip
 
 
 def test_show() -> None:
@@ -134,7 +136,7 @@ def test_show() -> None:
     assert rules.rows == [(rule, "training") for rule in TRAINING.rules]
     assert overrides.rows == [("training", "read.limit", "8e8", "2:05")]
     assert schedules.rows == [("class batch", "Mon-Fri 08:00-20:00")]
-    assert backends.rows == [("s3://b", "get", "500/s", "350/s", "340/s", "2", "12")]
+    assert backends.rows == [("s3://b", "get", "500/s", "350/s", "340/s", "2", "12", "-")]
     for grid in (classes, identities, caches, rules, overrides, schedules, backends):
         assert {len(row) for row in grid.rows} == {len(grid.header)}
         assert set(grid.right) < set(range(len(grid.header)))
@@ -168,12 +170,14 @@ def test_top() -> None:
     )
     busy, idle = top_grid(told).rows
     assert busy == (
-        "training", "batch", "4", "800.0", "0.0", "12207", "40%", "3", "230 ms", "limit read",
+        "training", "4", "800.0", "0.0", "12207", "40%", "3", "230 ms", "limit read", "batch",
         "5", "1.5 s", "1",
     )  # fmt: skip
-    assert idle[7:10] == ("-", "-", "-") and len(busy) == len(top_grid(told).header)
+    assert idle[6:9] == ("-", "-", "-") and len(busy) == len(top_grid(told).header)
     lines = top_lines(told)
-    assert len(lines) == 1 + 3 + 2 and lines[2].startswith("training  batch")
+    assert len(lines) == 1 + 3 + 2 and lines[2].startswith("training  ")
+    narrow = top_grid(told).first(NARROW)
+    assert max(map(len, narrow.lines())) <= 80 and narrow.header[-1] == "on"
 
 
 def test_explain() -> None:

@@ -114,19 +114,21 @@ def _backends(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     labels = ["backend", "resource"]
-    now = GaugeMetricFamily(
-        "tiercache_qos_backend_rate", "Requests or bytes a second kept to now.", labels=labels
-    )
-    waiting = GaugeMetricFamily(
-        "tiercache_qos_backend_waiting", "Requests that wait for the backend.", labels=labels
-    )
     put_off = CounterMetricFamily(
-        "tiercache_qos_backend_throttled", "Answers that put us off (429, 503).", labels=labels
+        "tiercache_qos_backend_throttled", "Requests that the server put off.", labels=labels
     )
+    gauges = {
+        key: GaugeMetricFamily(f"tiercache_qos_backend_{key}", text, labels=labels)
+        for key, text in (
+            ("limit", "Requests or bytes a second that the policy allows."),
+            ("rate", "What the server was found to bear, where it has put off."),
+            ("waiting", "Requests that wait for this limit and others."),
+        )
+    }
     for one in backends:
-        where = [one["origin"], one["resource"]]
-        if one["rate"] is not None:
-            now.add_metric(where, one["rate"])
-        waiting.add_metric(where, one["waiting"])
+        where = [one["scope"], one["kind"]]
         put_off.add_metric(where, one["throttled"])
-    yield from (now, waiting, put_off)
+        for key, gauge in gauges.items():
+            if one[key] is not None:
+                gauge.add_metric(where, one[key])
+    yield from (put_off, *gauges.values())

@@ -10,8 +10,8 @@ from tiercache.cli.output import plain_table
 from tiercache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from tiercache.model import BackendStatus
     from tiercache.qos_reports import (
-        BackendNow,
         BucketNow,
         CapacityNow,
         Claim,
@@ -38,6 +38,12 @@ class Grid:
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     right: tuple[int, ...] = ()
+
+    def first(self, columns: int) -> Grid:
+        """Return the leftmost columns."""
+        right = tuple(number for number in self.right if number < columns)
+        rows = [row[:columns] for row in self.rows]
+        return Grid(header=self.header[:columns], rows=rows, right=right)
 
     def lines(self) -> list[str]:
         return plain_table(self.header, self.rows, right=self.right) if self.rows else []
@@ -226,21 +232,22 @@ def schedules_grid(schedules: Iterable[ScheduleNow]) -> Grid:
     return Grid(header=("schedule in force of", "when"), rows=rows)
 
 
-def backends_grid(backends: Iterable[BackendNow]) -> Grid:
+def backends_grid(backends: Iterable[BackendStatus]) -> Grid:
     rows = [
         (
-            one.origin,
-            one.resource,
-            rate(one.resource, one.limit),
-            rate(one.resource, one.rate),
-            rate(one.resource, one.used),
+            one.scope,
+            one.kind,
+            rate(one.kind, one.limit),
+            rate(one.kind, one.rate),
+            rate(one.kind, one.sent_per_s),
             str(one.waiting),
             str(one.throttled),
+            format_duration(one.paused_s) if one.paused_s else NOTHING,
         )
         for one in backends
     ]
-    header = ("backend", "of", "limit", "now", "used", "waiting", "put off")
-    return Grid(header=header, rows=rows, right=(2, 3, 4, 5, 6))
+    header = ("backend", "of", "limit", "bears", "sent", "wait", "put off", "pause")
+    return Grid(header=header, rows=rows, right=(2, 3, 4, 5, 6, 7))
 
 
 # -- top ------------------------------------------------------------------------------------
@@ -258,23 +265,26 @@ def top_head(told: Top) -> str:
     return f"generation {told.generation}, node: {', '.join(used)}"
 
 
+# The first columns of ``top_grid``, which fit a terminal of 80 characters.
+NARROW = 9
+
+
 def top_grid(told: Top) -> Grid:
     """Return a row for each identity."""
     header = (
-        "identity", "class", "processes", "read MB/s", "write MB/s", "op/s", "share", "waiting",
-        "for", "on", "waits", "waited", "throttled",
+        "identity", "procs", "rd MB/s", "wr MB/s", "op/s", "share", "wait", "for", "on",
+        "class", "waits", "waited", "throttled",
     )  # fmt: skip
     return Grid(
         header=header,
         rows=[_use_row(one) for one in told.identities],
-        right=(2, 3, 4, 5, 6, 7, 8, 10, 11, 12),
+        right=(1, 2, 3, 4, 5, 6, 7, 10, 11, 12),
     )
 
 
 def _use_row(one: IdentityUse) -> tuple[str, ...]:
     return (
         one.identity,
-        one.class_name,
         str(one.processes),
         mb(one.rates.read or 0.0),
         mb(one.rates.write or 0.0),
@@ -283,6 +293,7 @@ def _use_row(one: IdentityUse) -> tuple[str, ...]:
         str(one.waiting) if one.waiting else NOTHING,
         format_duration(one.waiting_s) if one.waiting else NOTHING,
         one.bound_by or NOTHING,
+        one.class_name,
         str(one.waits),
         format_duration(one.waited_s),
         str(one.throttled),

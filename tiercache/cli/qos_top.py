@@ -13,7 +13,7 @@ import typer
 from tiercache.cli.names import JSON
 from tiercache.cli.output import on_terminal, out, out_json
 from tiercache.cli.qos_session import running_qos
-from tiercache.cli.qos_text import Grid, backends_grid, top_grid, top_head, top_lines
+from tiercache.cli.qos_text import NARROW, Grid, backends_grid, top_grid, top_head, top_lines
 from tiercache.errors import ConfigError
 from tiercache.units import parse_duration
 
@@ -97,7 +97,10 @@ def _draw(tellings: Iterator[Top]) -> None:
 
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         for told in tellings:
-            grids = [grid for grid in (top_grid(told), backends_grid(told.backends)) if grid.rows]
+            uses = top_grid(told)
+            if max(map(len, uses.lines()), default=0) > live.console.width:
+                uses = uses.first(NARROW)
+            grids = [grid for grid in (uses, backends_grid(told.backends)) if grid.rows]
             live.update(Group(top_head(told), *map(_drawn, grids)), refresh=True)
 
 

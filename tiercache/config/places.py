@@ -6,6 +6,7 @@ import re
 
 Path = tuple[str | int, ...]
 
+_HEADER = re.compile(r"\s*(\[\[?)\s*(.*?)\s*\]\]?\s*(?:#.*)?$")
 _PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
 
 
@@ -16,51 +17,42 @@ def line_numbers(text: str) -> dict[Path, int]:
     counts: dict[Path, int] = {}
     table: Path = ()
     closing = ""  # the quotes that end the multi-line string we are in
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if closing:
             if closing in line:
                 closing = ""
             continue
-        opening, parts = _header(line)
-        if parts:
+        header = _HEADER.match(line)
+        parts = _dotted(header[2] if header else line.partition("=")[0])
+        if header and parts:
             table = _inside(parts, counts)
-            if opening == "[[":
+            if header[1] == "[[":
                 index = counts.get(table, -1) + 1
                 counts[table] = index
                 table = (*table, index)
             found.setdefault(table, number)
-            continue
-        parts, end = _dotted(line, 0)
-        if parts and line[end : end + 1] == "=":
+        elif parts and "=" in line:
             for depth in range(1, len(parts) + 1):
                 found.setdefault((*table, *parts[:depth]), number)
-            closing = _opened(line[end + 1 :])
+            closing = _opened(line.partition("=")[2])
     return found
 
 
-def _header(line: str) -> tuple[str, tuple[str, ...]]:
-    """Return how a table's header opens and the parts of its name; no parts where it is none."""
-    text = line.strip()
-    opening = "[[" if text.startswith("[[") else "["
-    if not text.startswith("["):
-        return opening, ()
-    parts, end = _dotted(text, len(opening))
-    closed = text.startswith("]" * len(opening), end)
-    rest = text[end + len(opening) :].lstrip()
-    return opening, parts if closed and (not rest or rest.startswith("#")) else ()
-
-
-def _dotted(text: str, start: int) -> tuple[tuple[str, ...], int]:
-    """Return the parts of a key that begins there, and where it ends; no parts where it is none."""
+def _dotted(text: str) -> tuple[str, ...]:
+    """Return the parts of a key, or nothing where the text is not one."""
     parts: list[str] = []
-    position = start
-    while part := _PART.match(text, position):
+    position = 0
+    while True:
+        part = _PART.match(text, position)
+        if part is None:
+            return ()
         parts.append(next(group for group in part.groups() if group is not None))
         position = part.end()
-        if text[position : position + 1] != ".":
-            return tuple(parts), position
+        if position == len(text):
+            return tuple(parts)
+        if text[position] != ".":
+            return ()
         position += 1
-    return (), start
 
 
 def _inside(parts: tuple[str, ...], counts: dict[Path, int]) -> Path:
