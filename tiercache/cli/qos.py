@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from tiercache.policy.qos_checks import Problem
     from tiercache.policy.qos_rules import Policy
 
-POLICY_FILE = typer.Argument(metavar="FILE", help="The policy file.", show_default=False)
-OTHER_FILE = typer.Argument(metavar="FILE2", help="Another policy file.", show_default=False)
-CHECKED_FILE = typer.Argument(metavar="FILE", help="The policy file.", show_default=False)
+POLICY_FILE = typer.Argument(metavar="FILE", help="The policy file.")
+OTHER_FILE = typer.Argument(metavar="FILE2", help="Another policy file.")
+CHECKED_FILE = typer.Argument(metavar="FILE", help="The policy file; - is standard input.")
 SCHEMA = typer.Option("--schema", help="Print the JSON Schema of policy files instead.")
 
 
@@ -106,7 +107,7 @@ def read_policy(file: str) -> str:
     from tiercache.errors import ConfigError
 
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode()
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text", path=file) from None
 

@@ -6,7 +6,6 @@ import re
 
 Path = tuple[str | int, ...]
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*(.*?)\s*\]\]?\s*(?:#.*)?$")
 _PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
 
 
@@ -17,42 +16,51 @@ def line_numbers(text: str) -> dict[Path, int]:
     counts: dict[Path, int] = {}
     table: Path = ()
     closing = ""  # the quotes that end the multi-line string we are in
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if closing:
             if closing in line:
                 closing = ""
             continue
-        header = _HEADER.match(line)
-        parts = _dotted(header[2] if header else line.partition("=")[0])
-        if header and parts:
+        opening, parts = _header(line)
+        if parts:
             table = _inside(parts, counts)
-            if header[1] == "[[":
+            if opening == "[[":
                 index = counts.get(table, -1) + 1
                 counts[table] = index
                 table = (*table, index)
             found.setdefault(table, number)
-        elif parts and "=" in line:
+            continue
+        parts, end = _dotted(line, 0)
+        if parts and line[end : end + 1] == "=":
             for depth in range(1, len(parts) + 1):
                 found.setdefault((*table, *parts[:depth]), number)
-            closing = _opened(line.partition("=")[2])
+            closing = _opened(line[end + 1 :])
     return found
 
 
-def _dotted(text: str) -> tuple[str, ...]:
-    """Return the parts of a key, or nothing where the text is not one."""
+def _header(line: str) -> tuple[str, tuple[str, ...]]:
+    """Return how a table's header opens and the parts of its name; no parts where it is none."""
+    text = line.strip()
+    opening = "[[" if text.startswith("[[") else "["
+    if not text.startswith("["):
+        return opening, ()
+    parts, end = _dotted(text, len(opening))
+    closed = text.startswith("]" * len(opening), end)
+    rest = text[end + len(opening) :].lstrip()
+    return opening, parts if closed and (not rest or rest.startswith("#")) else ()
+
+
+def _dotted(text: str, start: int) -> tuple[tuple[str, ...], int]:
+    """Return the parts of a key that begins there, and where it ends; no parts where it is none."""
     parts: list[str] = []
-    position = 0
-    while True:
-        part = _PART.match(text, position)
-        if part is None:
-            return ()
+    position = start
+    while part := _PART.match(text, position):
         parts.append(next(group for group in part.groups() if group is not None))
         position = part.end()
-        if position == len(text):
-            return tuple(parts)
-        if text[position] != ".":
-            return ()
+        if text[position : position + 1] != ".":
+            return tuple(parts), position
         position += 1
+    return (), start
 
 
 def _inside(parts: tuple[str, ...], counts: dict[Path, int]) -> Path:

@@ -90,8 +90,8 @@ def _terms(table: Table, terms: Terms) -> Document:
         "write": _table(BYTE_SHARES, terms.write),
         "operations": _table(OPERATION_SHARES, terms.operations),
     }
-    said: Document = {key: value for key, value in found.items() if value}
-    said |= _table(table, terms)
+    said = _table(table, terms)
+    said |= {key: value for key, value in found.items() if value}
     if terms.max_wait_s is not None:
         said["max_wait"] = written(Kind.DURATION, terms.max_wait_s)
     return said

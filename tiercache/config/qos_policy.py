@@ -37,6 +37,12 @@ _Values = dict[str, Any]
 # Tables of several, and the key that names each.
 _NAMED = {"class": "name", "identity": "name", "backend": "origin"}
 _SHARES = ("read", "write", "operations")
+_EXAMPLES = {
+    "version": "1",
+    "name": '"training"',
+    "when": '"Mon-Fri 08:00-20:00"',
+    "origin": '"s3://bucket"',
+}
 # Of the users, groups, names, keys and paths that one rule gives; each is a rule of its own.
 MOST_COMBINATIONS = 256
 
@@ -135,7 +141,8 @@ class _Reader:
                 self._value(values, key, value, (*at, name), (*source, name))
         for key in table.keys:
             if key.required and key.name not in data:
-                self.wrong((*at, key.name), source, "missing", f"give it: {key.meaning}")
+                remedy = f"write {key.name} = {_EXAMPLES[key.name]}"
+                self.wrong((*at, key.name), source, "missing", remedy)
         return values
 
     def _value(self, values: _Values, key: Key, value: object, at: Path, source: Path) -> None:
@@ -159,7 +166,8 @@ class _Reader:
         assert key.table is not None
         if key.kind is Kind.TABLE or (key.alone and isinstance(value, dict)):
             if not isinstance(value, dict):
-                self.wrong(at, source, "not a table", f"write {key.name} = {{ … }}")
+                first = key.table.keys[0].name
+                self.wrong(at, source, "not a table", f"write {key.name} = {{ {first} = … }}")
                 return
             inner = self.table(key.table, value, at, source)
             values[key.name] = inner if key.kind is Kind.TABLE else [inner]
@@ -183,11 +191,11 @@ class _Reader:
 
     def find_duplicates(self, values: _Values) -> None:
         for kind, name_key in _NAMED.items():
-            seen: set[str] = set()
+            seen: dict[str, int] = {}
             for number, table in enumerate(values.get(kind, ())):
                 name = table.get(name_key)
                 if name in seen:
-                    first = self._place((kind, self._sources.get((kind, name), 0)))
+                    first = self._place((kind, seen[name]))
                     self.wrong(
                         (kind, name, name_key),
                         (kind, number, name_key),
@@ -195,7 +203,7 @@ class _Reader:
                         f"the first is at {first}; remove one of them",
                     )
                 elif name is not None:
-                    seen.add(name)
+                    seen[name] = number
 
     def note_rules(self, values: _Values) -> None:
         """Remember which rules come of which table: one that gives several users is several."""
@@ -237,15 +245,15 @@ class _Reader:
         return replace(problem, at=at, place=self._place(source))
 
     def follows(self, problem: Problem) -> bool:
-        """Say whether a problem may be but the consequence of one that was found before."""
-        if not self.problems:
-            return False
-        broken = {one.at[:2] for one in self.problems}
-        whole_kinds = {one.at[0] for one in self.problems if one.at}
+        """Say whether a problem may be but the consequence of one that was found before: of a value
+        that could not be read, and so was left out."""
+        at = problem.at
+        broken = [one.at for one in self.problems]
         return (
-            problem.at[:2] in broken
-            or problem.at[-1:] == ("reserve",)
-            or (problem.at[-1:] == ("class",) and "class" in whole_kinds)
+            ("profile",) in broken
+            or any(other[:3] == at[:3] for other in broken)
+            or (at[-1:] == ("class",) and any(other[:1] == at[-1:] for other in broken))
+            or (at[-1:] == ("reserve",) and any(at[-1] in other for other in broken))
         )
 
 

@@ -39,7 +39,7 @@ def _refuse(value: object, remedy: str) -> ConfigError:
     shown = repr(value) if isinstance(value, str | float | bool) else f"this {_type(value)}"
     if isinstance(value, int) and not isinstance(value, bool):
         shown = str(value) if abs(value) <= MOST else "a number of very many digits"
-    return ConfigError(shown[:200], remedy=remedy)
+    return ConfigError(f"cannot be {shown[:200]}", remedy=remedy)
 
 
 def _type(value: object) -> str:

@@ -36,6 +36,9 @@ MOST_WINDOWS = 64
 # Every first use of a path by a process looks at all of them.
 MOST_RULES = 4096
 
+# Sums of shares, such as 60 % and 40 %, are not exact.
+ROUNDING = 1 + 1e-9
+
 At = tuple[str | int, ...]
 
 
@@ -54,7 +57,7 @@ class Problem:
         """``at`` as text: identity[training].read.reserve."""
         text = ""
         for index, part in enumerate(self.at):
-            named = index and self.at[index - 1] in ("identity", "class", "backend", "match")
+            named = index == 1 and self.at[0] in ("identity", "class", "backend")
             shown = str(part) if str(part).isprintable() else repr(part)
             if named or isinstance(part, int):
                 text += f"[{shown}]"
@@ -100,8 +103,7 @@ def find_problems(
     for rule in policy.identities:
         found += _terms("identity", rule, rates)
     found += _minimums(policy, cache_bytes)
-    if not found:
-        found += _reservations(policy, rates)
+    found += _reservations(policy, rates)
     return tuple(found)
 
 
@@ -253,7 +255,7 @@ def _minimums(policy: Policy, cache_bytes: int | None) -> Iterator[Problem]:
             f"{format_bytes(cache_bytes)}",
             remedy="lower them, or give the cache more room",
         )
-    elif shares > 1 + 1e-9:
+    elif shares > ROUNDING:
         yield Problem(
             at=at,
             cause=f"the minimum capacities are {shares:.4g} of the cache together",
@@ -274,105 +276,91 @@ def _moments(policy: Policy) -> list[Moment]:
 
 
 def _reservations(policy: Policy, rates: Rates) -> Iterator[Problem]:
-    moments = _moments(policy)
-    for resource in Resource:
-        for check in (_over_class, _over_node):
-            found = (check(policy, resource, rates[resource], moment) for moment in moments)
-            problem = next((one for one in found if one), None)
-            if problem:
-                yield problem
+    """Add up reservations at every moment; of each kind of mistake the first moment's is told."""
+    seen: set[At] = set()
+    for moment in _moments(policy):
+        classes = {rule.name: terms_at(rule, moment) for rule in policy.classes}
+        classes.setdefault(DEFAULT_CLASS, Terms())
+        identities = {rule.name: terms_at(rule, moment) for rule in policy.identities}
+        for resource in Resource:
+            sums = _Reserved(policy, classes, identities, resource, rates[resource])
+            for problem in sums.problems(_at(policy, moment)):
+                if (problem.at[0], resource) not in seen:
+                    seen.add((problem.at[0], resource))
+                    yield problem
 
 
-def _reserves(policy: Policy, resource: Resource, node: float, moment: Moment) -> _Reserves:
-    """Add up what is reserved. Of an unknown node only shares count, and it is 1."""
-    of_class: dict[str, float] = {DEFAULT_CLASS: 0.0}
-    of_identities: dict[str, float] = {}
-    for rule in policy.classes:
-        of_class[rule.name] = _tokens(terms_at(rule, moment).share(resource).reserve, node)
-    for identity in policy.identities:
-        tokens = _tokens(terms_at(identity, moment).share(resource).reserve, node)
-        of_identities[identity.name] = tokens
-    return _Reserves(policy=policy, of_class=of_class, of_identities=of_identities)
+class _Reserved:
+    """What is reserved of one resource at one moment. Of an unknown node only shares of it are
+    added up, and it is 1."""
 
+    def __init__(
+        self,
+        policy: Policy,
+        classes: dict[str, Terms],
+        identities: dict[str, Terms],
+        resource: Resource,
+        node: float,
+    ) -> None:
+        self._resource, self._node = resource, node
+        self._word = resource.name.lower()
+        self._limits = {name: terms.share(resource).limit for name, terms in classes.items()}
+        self._classes = {
+            name: self._tokens(terms.share(resource).reserve) for name, terms in classes.items()
+        }
+        self._identities = {
+            name: self._tokens(terms.share(resource).reserve) for name, terms in identities.items()
+        }
+        self._inside = dict.fromkeys(classes, 0.0)
+        for rule in policy.identities:
+            if rule.class_name in classes:
+                self._inside[rule.class_name] += self._identities[rule.name]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reserves:
-    policy: Policy
-    of_class: dict[str, float]
-    of_identities: dict[str, float]
+    def _tokens(self, rate: Rate | None) -> float:
+        if isinf(self._node):
+            return rate.of_all if isinstance(rate, Fraction) else 0.0
+        return rate_of(rate, self._node, 0.0)
 
-    def inside(self, class_name: str) -> float:
-        """What the identities of a class reserve together."""
-        return sum(
-            self.of_identities[rule.name]
-            for rule in self.policy.identities
-            if rule.class_name == class_name
-        )
+    def problems(self, when: str) -> Iterator[Problem]:
+        for name, inside in self._inside.items():
+            limit = self._limits[name]
+            if limit is None or (isinf(self._node) and not isinstance(limit, Fraction)):
+                continue
+            if inside > self._tokens(limit) * ROUNDING:
+                yield Problem(
+                    at=("class", name, self._word, "limit"),
+                    cause=f"its identities reserve {self._shown(inside)} together{when}, more "
+                    f"than the limit of {self._shown(self._tokens(limit))}",
+                    remedy="raise the limit or lower their reserves",
+                )
+        delivers = 1.0 if isinf(self._node) else self._node
+        total = sum(max(own, self._inside[name]) for name, own in self._classes.items())
+        if total > delivers * ROUNDING:
+            yield Problem(
+                at=(*self._biggest(), self._word, "reserve"),
+                cause=f"all reservations of {self._word} are {self._shown(total)} together{when}, "
+                f"the node delivers {self._shown(delivers)}",
+                remedy=f"lower them by {self._shown(total - delivers)}",
+            )
 
-    @property
-    def total(self) -> float:
-        return sum(max(own, self.inside(name)) for name, own in self.of_class.items())
-
-    @property
-    def biggest(self) -> tuple[str, str]:
-        """The class or identity that reserves the most."""
-        everything = {("class", name): tokens for name, tokens in self.of_class.items()}
-        everything |= {("identity", name): tokens for name, tokens in self.of_identities.items()}
+    def _biggest(self) -> tuple[str, str]:
+        """Return the class or identity that reserves the most."""
+        everything = {("class", name): tokens for name, tokens in self._classes.items()}
+        everything |= {("identity", name): tokens for name, tokens in self._identities.items()}
         return max(everything, key=lambda key: everything[key])
 
-
-def _tokens(rate: Rate | None, node: float) -> float:
-    if isinf(node):
-        return rate.of_all if isinstance(rate, Fraction) else 0.0
-    return rate_of(rate, node, 0.0)
-
-
-def _over_class(policy: Policy, resource: Resource, node: float, moment: Moment) -> Problem | None:
-    reserves = _reserves(policy, resource, node, moment)
-    for rule in policy.classes:
-        limit = terms_at(rule, moment).share(resource).limit
-        if limit is None or (isinf(node) and not isinstance(limit, Fraction)):
-            continue
-        bound = (
-            limit.of_all if isinf(node) and isinstance(limit, Fraction) else _tokens(limit, node)
-        )
-        inside = reserves.inside(rule.name)
-        if inside > bound * (1 + 1e-9):
-            return Problem(
-                at=("class", rule.name, resource.name.lower(), "limit"),
-                cause=f"its identities reserve {_shown(inside, resource, node)} together"
-                f"{_at(policy, moment)}, more than the limit of {_shown(bound, resource, node)}",
-                remedy="raise the limit or lower their reserves",
-            )
-    return None
-
-
-def _over_node(policy: Policy, resource: Resource, node: float, moment: Moment) -> Problem | None:
-    reserves = _reserves(policy, resource, node, moment)
-    delivers = 1.0 if isinf(node) else node
-    if reserves.total <= delivers * (1 + 1e-9):
-        return None
-    word = resource.name.lower()
-    return Problem(
-        at=(*reserves.biggest, word, "reserve"),
-        cause=f"all reservations of {word} are {_shown(reserves.total, resource, node)} together"
-        f"{_at(policy, moment)}, the node delivers {_shown(delivers, resource, node)}",
-        remedy=f"lower them by {_shown(reserves.total - delivers, resource, node)}",
-    )
+    def _shown(self, tokens: float) -> str:
+        if isinf(self._node):
+            return f"{tokens * 100:.4g}%"
+        if self._resource is Resource.OPERATIONS:
+            return f"{tokens:.6g}/s"
+        return f"{tokens / 1e6:.6g}MB/s"
 
 
 def _at(policy: Policy, moment: Moment) -> str:
     if not policy.windows:
         return ""
     return f" on {DAYS[moment.weekday]} at {moment.minute // 60:02}:{moment.minute % 60:02}"
-
-
-def _shown(tokens: float, resource: Resource, node: float) -> str:
-    if isinf(node):
-        return f"{tokens * 100:.4g}%"
-    if resource is Resource.OPERATIONS:
-        return f"{tokens:.6g}/s"
-    return f"{format_bytes(tokens)}/s"
 
 
 def find_warnings(policy: Policy) -> tuple[Problem, ...]:
@@ -391,7 +379,7 @@ def find_warnings(policy: Policy) -> tuple[Problem, ...]:
             or rule.class_name in reserving
             or _reserves_any(rule.terms)
         )
-        if open_names and ANYBODY in rule.claim and favoured and rule.name != "prefetch":
+        if open_names and ANYBODY in rule.claim and favoured:
             found.append(
                 Problem(
                     at=at,
