@@ -25,6 +25,7 @@ from tiercache.client.link import Link
 from tiercache.client.names import Names
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Resolver
+from tiercache.client.seats import Seats
 from tiercache.clock import BootClock, Clock
 from tiercache.errors import AgentUnavailable, NotFound, TiercacheError
 from tiercache.extents.files import ExtentFiles, ExtentReaders
@@ -63,7 +64,7 @@ class Client:
     index: LmdbReader
     extents: ExtentReaders
     state: SharedStateReader
-    leases: LeaseFileReader
+    leases: LeaseFileReader | None
     resolver: Resolver
     reader: Reader
     clock: Clock
@@ -117,7 +118,9 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         index = LmdbReader(directory.index)
         extents = ExtentReaders(directory.extents)
         state = SharedStateReader(directory.state)
-        leases = LeaseFileReader(directory.leases)
+        leases = None
+        with contextlib.suppress(NotFound):  # an agent from before there was QoS
+            leases = LeaseFileReader(directory.leases)
         resolver = Resolver(settings.mounts, settings.profiles, FrozenNames(index))
         reader = Reader(
             index=index,
@@ -126,7 +129,12 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
             link=link,
             resolver=resolver,
             names=Names(
-                index=index, state=state, link=link, resolver=resolver, boot_id=clock.boot_id
+                index=index,
+                state=state,
+                link=link,
+                resolver=resolver,
+                seats=Seats(file=leases, link=link, settings=settings.qos),
+                boot_id=clock.boot_id,
             ),
         )
     except BaseException:

@@ -59,7 +59,7 @@ def copy(entry: Entry, start: int, end: int, visited: memoryview) -> bytes | Non
         ext = segment.held.ext
         if ext is None:
             return None
-        visited[segment.slot] = 1
+        visited[segment.slot] = entry.mark
         offset = segment.base + start - segment.start
         return read_whole(ext, entry, (start, end), offset)
     whole = BytesIO(bytes(end - start))
@@ -76,7 +76,7 @@ def copy_into(entry: Entry, start: int, buffer: memoryview, visited: memoryview)
         if ext is None:
             return False
         first, last = max(start, segment.start), min(end, segment.end)
-        visited[segment.slot] = 1
+        visited[segment.slot] = entry.mark
         part = buffer[first - start : last - start]
         offset = segment.base + first - segment.start
         if not into_whole(ext, entry, first, part, offset):

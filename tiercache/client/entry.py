@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tiercache.model import PAGE_BYTES, PAGE_SHIFT
 from tiercache.policy.readahead import ReadAhead
 from tiercache.ports import ExtentReader
 from tiercache.records import ObjectRecord
 from tiercache.settings import MountSettings
 
+if TYPE_CHECKING:
+    from tiercache.client.paying import Payer
+
 # Never a real epoch: the entry must be checked against the index before its next use.
 UNCHECKED = -1
+# What a hit stores to the visited byte where no policy tells identities apart.
+NOBODYS_MARK = 1
 
 
 class Use:
@@ -72,8 +79,8 @@ class Entry:
 
     __slots__ = (
         "_ahead", "asked", "base", "digest", "epoch", "fast_bytes", "fresh_until_s", "generation",
-        "held", "mount", "path", "raw", "record", "segments", "slot", "stale", "use",
-        "verified", "whole",
+        "held", "mark", "mount", "path", "pays", "raw", "record", "segments", "slot", "stale",
+        "use", "verified", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +121,10 @@ class Entry:
         self.generation = 0
         self.raw = b""
         self.stale = False
+        # Moves with the epoch, as the QoS policy does: who pays for hits (None: nobody need), and
+        # what they store to the visited byte
+        self.pays: Payer | None = None
+        self.mark = NOBODYS_MARK
         self._ahead: ReadAhead | None = before._ahead if before else None
 
     @property

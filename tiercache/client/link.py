@@ -78,14 +78,14 @@ class Link:
 
     # -- connections ------------------------------------------------------------------------
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, within_s: float = ANSWER_TIMEOUT_S) -> socket.socket:
         """Return a greeted connection. Raises OSError where nobody listens, and what the agent
         says against us or we against it."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)
             connect(sock, self._socket_path)
-            wait_in_kernel(sock, ANSWER_TIMEOUT_S)
+            wait_in_kernel(sock, within_s)
             sock.sendall(self._hello)
             answer = receive(sock)
             if isinstance(answer, wire.Failure):
@@ -224,6 +224,50 @@ class Link:
             assert isinstance(answer, kind), f"{type(answer).__name__} for {kind.__name__}"
             return answer
         raise AssertionError("unreachable")
+
+    def ask(self, message: wire.Request, kind: type[R], *, within_s: float) -> R | None:
+        """Return the answer of the agent that serves now; None where none does, or where it takes
+        more than ``within_s`` to greet or to answer. Starts none, and never raises for it."""
+        while True:
+            try:
+                sock, is_new = self._idle.pop(), False
+            except IndexError:
+                found, is_new = self._reached(within_s), True
+                if found is None:
+                    return None
+                sock = found
+            try:
+                wait_in_kernel(sock, within_s)
+                sock.sendall(wire.frame(message))
+                answer = receive(sock)
+            except (OSError, EOFError) as error:
+                sock.close()
+                if is_new or isinstance(error, TimeoutError | BlockingIOError):
+                    return None
+                continue  # the connection was to an agent before
+            except BaseException:
+                sock.close()
+                raise
+            self._keep(sock)
+            return answer if isinstance(answer, kind) else None
+
+    def find(self, *, within_s: float) -> bool:
+        """Return whether an agent serves, with a connection to it idle. Starts none."""
+        sock = self._reached(within_s)
+        if sock is not None:
+            self._keep(sock)
+        return sock is not None
+
+    def _reached(self, within_s: float) -> socket.socket | None:
+        """Return a new connection whose calls end after so long."""
+        try:
+            return self._connect(within_s)
+        except (OSError, EOFError, TiercacheError):
+            return None  # what an agent has against us is for the next request to say
+
+    def _keep(self, sock: socket.socket) -> None:
+        wait_in_kernel(sock, ANSWER_TIMEOUT_S)
+        self._idle.append(sock)
 
     def tell(self, message: wire.Request) -> bool:
         """Send what has no answer, if a connection is idle; return whether it was sent. Never

@@ -11,9 +11,10 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from tiercache import records, wire
 from tiercache.client.batch import Answered
 from tiercache.client.bound import bind, held
-from tiercache.client.entry import Entry
+from tiercache.client.entry import NOBODYS_MARK, UNCHECKED, Entry
 from tiercache.client.link import Link
 from tiercache.client.resolver import Name, Resolver, told
+from tiercache.client.seats import Seats
 from tiercache.client.stats import stat_of
 from tiercache.client.uses import Uses
 from tiercache.errors import IsADirectory, NotFound, StaleHandle
@@ -38,6 +39,7 @@ class Names:
         state: SharedStateView,
         link: Link,
         resolver: Resolver,
+        seats: Seats,
         boot_id: str,
     ) -> None:
         # Constant after construction
@@ -45,6 +47,7 @@ class Names:
         self._words = state.words
         self._link = link
         self._resolver = resolver
+        self._seats = seats
         self._boot_id = boot_id
         # Single dict operations, atomic by themselves. A reader looks into ``hot`` itself.
         self.hot: dict[str, Entry] = {}
@@ -67,7 +70,7 @@ class Names:
             record = bind(self._link, located, located.binding)
             known = held(self._index, located, located.binding) or (b"", record)
             entry = self._known(located, path, *known, inf)
-            entry.epoch = epoch
+            self._checked(entry, epoch)
             return entry
         found = self._link.request(wire.Lookup(path), wire.Found)
         return self.answered(path, Answered(found, epoch))
@@ -82,7 +85,7 @@ class Names:
             # The index cannot be written, or has moved on already: what we were told holds.
             raw, record = b"", told(located, found, self._boot_id)
         entry = self._known(located, path, raw, record, found.fresh_until_s)
-        entry.epoch = answered.epoch
+        self._checked(entry, answered.epoch)
         entry.stale = found.stale
         return entry
 
@@ -124,7 +127,7 @@ class Names:
             if now >= until:
                 return None
         entry = self._known(located, path, raw, record, until)
-        entry.epoch = epoch
+        self._checked(entry, epoch)
         return entry
 
     def _known(
@@ -155,6 +158,15 @@ class Names:
         entry.stale = False
         return entry
 
+    def _checked(self, entry: Entry, epoch: int) -> None:
+        """Note that the entry is what the index said since ``epoch``, and who pays for its hits
+        by the policy of now, which moves the epoch when it changes."""
+        payer, holds = None, True
+        if self._seats.are_given:
+            payer, holds = self._seats.payer(self._resolver.locate(entry.path).path)
+        entry.pays, entry.mark = payer, NOBODYS_MARK if payer is None else payer.mark
+        entry.epoch = epoch if holds else UNCHECKED
+
     def _remember(self, path: str, entry: Entry) -> None:
         if len(self.hot) >= KEPT_ENTRIES and path not in self.hot:
             for old in list(self.hot)[: KEPT_ENTRIES // 8]:
@@ -170,19 +182,20 @@ class Names:
         generation = self._words[_GENERATION]
         # An index that cannot be written knows no more of the name than it did: b"" both times.
         if raw == entry.raw and entry.generation == generation:
-            entry.epoch = epoch
+            self._checked(entry, epoch)
             return entry
         record = records.decode_object(raw) if raw else None
         if record is None or record.token != entry.record.token or record.kind is not Kind.FILE:
             if self.hot.get(entry.asked) is entry:
                 self.hot.pop(entry.asked, None)  # it serves its handles on, not the name
             if entry.record.data_id and entry.is_open:
-                entry.epoch = epoch  # what is open and verified stays readable
+                self._checked(entry, epoch)  # what is open and verified stays readable
                 return entry
             raise StaleHandle("the object was replaced or removed", path=entry.path)
         same = entry if entry.generation == generation else None
         newer = Entry(entry.path, entry.digest, entry.mount, entry.use, record, same)
-        newer.raw, newer.generation, newer.epoch, newer.asked = raw, generation, epoch, entry.asked
+        newer.raw, newer.generation, newer.asked = raw, generation, entry.asked
+        self._checked(newer, epoch)
         doubted = record.validated_s == -inf and entry.asked == entry.path
         newer.fresh_until_s, newer.stale = -inf if doubted else entry.fresh_until_s, entry.stale
         if self.hot.get(entry.asked) is entry:

@@ -23,6 +23,7 @@ from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.many import read_many
 from tiercache.client.names import Names
+from tiercache.client.paying import settled
 from tiercache.client.presence import cached_bytes
 from tiercache.client.resolver import Resolver
 from tiercache.client.spans import clamp, spans_of
@@ -43,6 +44,19 @@ REPLACED_ROUNDS = 4
 T = TypeVar("T")
 
 _pread = os.pread
+_NOTHING = memoryview(b"")
+
+
+class _Gone:
+    """An extent that was let go of while its reader waited: reading it fails."""
+
+    fd = -1
+
+    def view(self) -> memoryview:
+        return _NOTHING
+
+
+_GONE = _Gone()
 
 
 class Reader:
@@ -86,7 +100,12 @@ class Reader:
                 and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
-                self._visited[entry.slot] = 1
+                payer = entry.pays
+                if payer is not None and not payer.charge(length):
+                    ext = None  # what is evicted meanwhile is not held on to
+                    payer.pay(path, length)
+                    ext = entry.held.ext or _GONE
+                self._visited[entry.slot] = entry.mark
                 use = entry.use
                 use.hits += 1
                 use.hit_bytes += length
@@ -117,7 +136,12 @@ class Reader:
                 and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
-                self._visited[entry.slot] = 1
+                payer = entry.pays
+                if payer is not None and not payer.charge(length):
+                    mapping = None
+                    payer.pay(path, length)
+                    mapping = entry.held.map or _NOTHING
+                self._visited[entry.slot] = entry.mark
                 use = entry.use
                 use.hits += 1
                 use.hit_bytes += length
@@ -145,12 +169,13 @@ class Reader:
         if len(segments) == 1 and ext is not None:
             segment = segments[0]
             mapping = segment.held.map = ext.view()
-            self._visited[segment.slot] = 1
+            self._visited[segment.slot] = entry.mark
             first = segment.base + start - segment.start
             view = mapping[first : first + end - start]
             if len(view) == end - start:  # else the file was cut off when it was mapped
                 return view
-        return memoryview(self.read_entry(entry, offset, length)[1])
+        with settled(entry.pays):
+            return memoryview(self.read_entry(entry, offset, length)[1])
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` from ``offset`` on; return how many bytes there were."""
@@ -231,7 +256,12 @@ class Reader:
         path is needed. ``start`` < ``end`` lie in the object."""
         ext = entry.held.ext
         if ext is not None and entry.whole and entry.epoch == self._words[1]:
-            self._visited[entry.slot] = 1
+            payer = entry.pays
+            if payer is not None and not payer.charge(end - start):
+                ext = None
+                payer.pay(entry.asked, end - start)
+                ext = entry.held.ext or _GONE
+            self._visited[entry.slot] = entry.mark
             use = entry.use
             use.hits += 1
             use.hit_bytes += end - start
@@ -251,7 +281,12 @@ class Reader:
         pages_end = (end - segment.start + 65535) >> 16
         if not entry.whole and segment.verified.find(0, begin >> 16, pages_end) >= 0:
             return None
-        self._visited[segment.slot] = 1
+        payer = entry.pays
+        if payer is not None and not payer.charge(end - start):
+            ext = None
+            payer.pay(entry.asked, end - start)
+            ext = segment.held.ext or _GONE
+        self._visited[segment.slot] = entry.mark
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
@@ -272,13 +307,16 @@ class Reader:
         if data is None:
             return None
         entry.note_verified()
-        self._visited[segment.slot] = 1
+        self._visited[segment.slot] = entry.mark
         if entry.record.packed:
+            payer = entry.pays
+            if payer is not None and not payer.charge(end - start):
+                payer.pay(entry.asked, end - start)
             entry.use.hits += 1
             entry.use.hit_bytes += end - start
         else:
             ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
-            self._note_hit(entry, start, end, ahead)
+            self._note_hit(entry, start, end, ahead, 1)
         return data
 
     def _first_touch_into(self, entry: Entry, start: int, end: int, into: memoryview) -> bool:
@@ -293,7 +331,7 @@ class Reader:
         if not self._verifier.read_into(entry, segment, start, end, into):
             return False
         entry.note_verified()
-        self._visited[segment.slot] = 1
+        self._visited[segment.slot] = entry.mark
         return True
 
     def entry_into(self, entry: Entry, offset: int, buffer: memoryview) -> tuple[Entry, int]:
@@ -306,7 +344,12 @@ class Reader:
             and 0 <= offset <= entry.fast_bytes - wanted
             and entry.epoch == self._words[1]
         ):
-            self._visited[entry.slot] = 1
+            payer = entry.pays
+            if payer is not None and not payer.charge(wanted):
+                ext = None
+                payer.pay(entry.asked, wanted)
+                ext = entry.held.ext or _GONE
+            self._visited[entry.slot] = entry.mark
             use = entry.use
             use.hits += 1
             use.hit_bytes += wanted
@@ -323,7 +366,7 @@ class Reader:
             stop = min(end, (done + wire.MAX_SPAN_BYTES) // PAGE_BYTES * PAGE_BYTES)
             part = buffer[done - start : stop - start]
             entry, inline = self._make_readable(
-                entry, done, stop, wanted=end, inline=True, into=part
+                entry, done, stop, wanted=end, inline=True, into=part, operations=int(done == start)
             )
             if inline is None and rounds == ROUNDS:
                 inline = read_through(self._link, entry, done, stop)
@@ -346,11 +389,13 @@ class Reader:
         wanted: int = 0,
         inline: bool = False,
         into: memoryview | None = None,
+        operations: int = 1,
     ) -> tuple[Entry, bytes | memoryview | None]:
         """See that bytes [start, end), 8 MiB at most or hot, are present and verified. Returns
         the entry to use, and the bytes themselves where they could only be read through, or,
         with ``inline``, where they came with the answer; and ``into`` where it was filled with
-        them on the way, which reads them once instead of twice."""
+        them on the way, which reads them once instead of twice. A hit pays for ``operations``, a
+        miss for what of it was here."""
         # Planned once a read: a second look at the same place would end the sequence.
         ahead = entry.ahead.plan(start, end - start, entry.record.size_bytes)
         # What follows a sequential read is best found in the index, by this reader and others.
@@ -364,7 +409,7 @@ class Reader:
             missing = [] if taken is not None else self._verifier.missing(entry, start, end)
             if not missing:
                 if is_hit:
-                    self._note_hit(entry, start, end, ahead)
+                    self._note_hit(entry, start, end, ahead, operations)
                 return entry, taken
             if asked and entry.raw == asked and entry.record.data_id:
                 # It is there, said the agent, and yet it is not: let it look.
@@ -372,6 +417,10 @@ class Reader:
             asked = entry.raw
             spans = spans_of(missing, start, end)
             whole = spans == ((start, end - start),)
+            if is_hit and entry.pays is not None:  # the agent charges what it is asked for
+                here = end - start - sum(length for _, length in spans)
+                if here:
+                    entry.pays.pay(entry.asked, here, 0)
             fill = wire.Fill(entry.path, entry.record.token, spans, ahead, inline and whole)
             answer = self._link.request(fill, wire.Filled, meanwhile=self._handles.drop_evicted)
             if answer.data and answer.data[0] is not None:
@@ -382,7 +431,11 @@ class Reader:
             entry.epoch = UNCHECKED
         return entry, read_through(self._link, entry, start, end)
 
-    def _note_hit(self, entry: Entry, start: int, end: int, ahead: tuple[int, int]) -> None:
+    def _note_hit(
+        self, entry: Entry, start: int, end: int, ahead: tuple[int, int], operations: int
+    ) -> None:
+        if entry.pays is not None:
+            entry.pays.pay(entry.asked, end - start, operations)
         use = entry.use
         use.hits += 1
         use.hit_bytes += end - start
@@ -394,7 +447,9 @@ class Reader:
         where. Raises CacheFull where they can only be read through."""
         for begin in range(start, end, wire.MAX_SPAN_BYTES):
             stop = min(end, begin + wire.MAX_SPAN_BYTES)
-            entry, inline = self._make_readable(entry, begin, stop, wanted=end)
+            entry, inline = self._make_readable(
+                entry, begin, stop, wanted=end, operations=int(begin == start)
+            )
             if inline is not None:
                 raise CacheFull("the cache device takes no bytes now", path=entry.path)
         return entry
