@@ -194,7 +194,8 @@ class Namespace:
             request = wire.LocalPath(entry.path, pin, entry.record.token)
         file = self.client.link.request(request, wire.Local).file
         for _ in range(SETTLE_ROUNDS):
-            places = {extent.file for extent in self.locate(path)}
+            with self.reader().settled(path):  # the agent has charged all of it
+                places = {extent.file for extent in self.locate(path)}
             if places <= {file}:
                 break
             file = self.client.link.request(request, wire.Local).file  # evicted meanwhile

@@ -20,6 +20,7 @@ from tiercache import wire
 from tiercache.clock import BootClock
 from tiercache.compose import Client, open_client
 from tiercache.errors import ConfigError
+from tiercache.extents.lease_file import LeaseFileReader
 from tiercache.policy import lease_words as words
 from tiercache.settings import QosSettings, Settings
 
@@ -83,17 +84,22 @@ def enlist(client: Client, name: str = "") -> wire.Enlisted:
     return client.link.request(wire.Enlist(name), wire.Enlisted)
 
 
+def leases_of(client: Client) -> LeaseFileReader:
+    assert client.leases is not None
+    return client.leases
+
+
 def slot_of(client: Client, seat: wire.Seat) -> memoryview:
     first = seat.slot * words.SLOT_WORDS
-    return client.leases.slots[first : first + words.SLOT_WORDS]
+    return leases_of(client).slots[first : first + words.SLOT_WORDS]
 
 
 def generation(client: Client) -> int:
-    return int(client.leases.header[words.GENERATION_WORD])
+    return int(leases_of(client).header[words.GENERATION_WORD])
 
 
 def owners(client: Client) -> set[int]:
-    slots = client.leases.slots
+    slots = leases_of(client).slots
     return {slots[n * words.SLOT_WORDS] for n in range(words.SLOTS_COUNT)} - {0}
 
 

@@ -426,8 +426,7 @@ class Engine:
         """Fill the object and lay it out as one file; what is evicted or found bad meanwhile is
         filled again."""
         record = self.filler.record_of(target)
-        missing = record.size_bytes - self.contents.cached_bytes(record)
-        async with self.governing.admitted(target.path, read=missing):
+        async with self.governing.admitted(target.path, read=record.size_bytes):
             return await self._lay_out_local(target)
 
     async def _lay_out_local(self, target: Target) -> records.ObjectRecord:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tiercache.client.batch import Answered, Item
+from tiercache.client.paying import settled
 from tiercache.errors import StaleHandle, TiercacheError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered) -> byt
     if isinstance(outcome, TiercacheError):
         raise outcome
     try:
-        return reader.read_entry(reader.names.answered(path, outcome), offset, length)[1]
+        entry = reader.names.answered(path, outcome)
+        with settled(entry.pays):  # by the agent, who was asked to fill it
+            return reader.read_entry(entry, offset, length)[1]
     except StaleHandle:
         return reader.again(path, lambda entry: reader.read_entry(entry, offset, length)[1])

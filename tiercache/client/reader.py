@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from io import BytesIO
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
@@ -100,10 +101,10 @@ class Reader:
                 and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
-                payer = entry.pays
-                if payer is not None and not payer.charge(length):
+                pays = entry.pays
+                if pays is not None and not pays.charge(length):
                     ext = None  # what is evicted meanwhile is not held on to
-                    payer.pay(path, length)
+                    pays.pay(path, length)
                     ext = entry.held.ext or _GONE
                 self._visited[entry.slot] = entry.mark
                 use = entry.use
@@ -136,10 +137,10 @@ class Reader:
                 and (entry.whole or entry.verified.find(0, offset >> 16, (end + 65535) >> 16) < 0)
                 and clock_gettime(CLOCK_BOOTTIME) < entry.fresh_until_s
             ):
-                payer = entry.pays
-                if payer is not None and not payer.charge(length):
+                pays = entry.pays
+                if pays is not None and not pays.charge(length):
                     mapping = None
-                    payer.pay(path, length)
+                    pays.pay(path, length)
                     mapping = entry.held.map or _NOTHING
                 self._visited[entry.slot] = entry.mark
                 use = entry.use
@@ -256,10 +257,10 @@ class Reader:
         path is needed. ``start`` < ``end`` lie in the object."""
         ext = entry.held.ext
         if ext is not None and entry.whole and entry.epoch == self._words[1]:
-            payer = entry.pays
-            if payer is not None and not payer.charge(end - start):
+            pays = entry.pays
+            if pays is not None and not pays.charge(end - start):
                 ext = None
-                payer.pay(entry.asked, end - start)
+                pays.pay(entry.asked, end - start)
                 ext = entry.held.ext or _GONE
             self._visited[entry.slot] = entry.mark
             use = entry.use
@@ -281,10 +282,10 @@ class Reader:
         pages_end = (end - segment.start + 65535) >> 16
         if not entry.whole and segment.verified.find(0, begin >> 16, pages_end) >= 0:
             return None
-        payer = entry.pays
-        if payer is not None and not payer.charge(end - start):
+        pays = entry.pays
+        if pays is not None and not pays.charge(end - start):
             ext = None
-            payer.pay(entry.asked, end - start)
+            pays.pay(entry.asked, end - start)
             ext = segment.held.ext or _GONE
         self._visited[segment.slot] = entry.mark
         use = entry.use
@@ -309,9 +310,9 @@ class Reader:
         entry.note_verified()
         self._visited[segment.slot] = entry.mark
         if entry.record.packed:
-            payer = entry.pays
-            if payer is not None and not payer.charge(end - start):
-                payer.pay(entry.asked, end - start)
+            pays = entry.pays
+            if pays is not None and not pays.charge(end - start):
+                pays.pay(entry.asked, end - start)
             entry.use.hits += 1
             entry.use.hit_bytes += end - start
         else:
@@ -344,10 +345,10 @@ class Reader:
             and 0 <= offset <= entry.fast_bytes - wanted
             and entry.epoch == self._words[1]
         ):
-            payer = entry.pays
-            if payer is not None and not payer.charge(wanted):
+            pays = entry.pays
+            if pays is not None and not pays.charge(wanted):
                 ext = None
-                payer.pay(entry.asked, wanted)
+                pays.pay(entry.asked, wanted)
                 ext = entry.held.ext or _GONE
             self._visited[entry.slot] = entry.mark
             use = entry.use
@@ -453,6 +454,10 @@ class Reader:
             if inline is not None:
                 raise CacheFull("the cache device takes no bytes now", path=entry.path)
         return entry
+
+    def settled(self, path: str) -> AbstractContextManager[None]:
+        """Within it, what this thread reads of the path costs its identity nothing more."""
+        return settled(self.names.entry(path).pays)
 
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of the last known version are present."""
