@@ -20,6 +20,7 @@ from tiercache.cli.qos_text import (
     top_head,
     top_lines,
 )
+from tiercache.cli.status import qos_rows
 from tiercache.model import BackendStatus
 from tiercache.qos_reports import (
     BucketNow,
@@ -233,6 +234,30 @@ def test_explain() -> None:
         )
     )  # fmt: skip
     assert any(line.endswith("; nobody waits") for line in idle)
+
+
+@pytest.mark.parametrize(
+    ("qos", "rows"),
+    [
+        ({}, []),
+        ({"generation": 0, "error": "", "identities": []}, []),
+        ({"generation": 0, "error": "no", "identities": []}, [("QOS", "no")]),
+        (
+            {
+                "generation": 2,
+                "error": "",
+                "identities": [
+                    {"identity": "a", "waiting": 1},
+                    {"identity": "b", "waiting": 0},
+                    {"identity": "c", "waiting": 2},
+                ],
+            },
+            [("qos", "generation 2, 3 identities; a, c wait")],
+        ),
+    ],
+)
+def test_status_has_a_line_of_it(qos: dict[str, object], rows: list[tuple[str, str]]) -> None:
+    assert qos_rows(qos) == rows
 
 
 @pytest.mark.parametrize(

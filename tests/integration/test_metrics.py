@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tiercache.agent.qos_metrics import Labels, metrics
 from tiercache.namespace import connect
+from tiercache.qos_reports import IdentityUse
 from tiercache.settings import AgentSettings, CacheSettings, MountSettings, Settings, TotalBytes
 
 
@@ -52,6 +54,46 @@ def test_counters_are_those_of_status(settings: Settings) -> None:
     origin = status["origins"][0]
     label = f'{{method="get",origin="{origin["url"]}"}}'
     assert metrics[f"tiercache_origin_requests_total{label}"] == origin["requests"]["get"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rounds", "labels"),
+    [
+        # The busiest get labels, whoever has used nothing none.
+        ([{"a": 1, "b": 3, "c": 2, "d": 0}], "other b c other"),
+        # One that has a label keeps it; else its counter would go back.
+        ([{"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 99}], "a b other"),
+        # A free one is for whoever comes first, later ones are others.
+        ([{"a": 1, "b": 0}, {"a": 1, "b": 0, "c": 5}, {"a": 9, "b": 9, "c": 9}], "a other c"),
+        # An identity that the policy has no more leaves its label.
+        ([{"a": 1, "b": 2}, {"b": 2, "c": 1}], "b c"),
+        ([{}], ""),
+    ],
+)  # fmt: skip
+def test_labels_are_few_and_stay(rounds: list[dict[str, float]], labels: str) -> None:
+    found = Labels(2)
+    for uses in rounds:
+        told = found.of(uses)
+    assert " ".join(told[name] for name in rounds[-1]) == labels
+
+
+def test_others_are_summed() -> None:
+    identities = [
+        msgspec.to_builtins(IdentityUse(identity=f"i{n}", read_bytes=n, waits=1)) for n in range(5)
+    ]
+    qos = {"generation": 3, "error": "", "identities": identities, "backends": []}
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in metrics(qos, Labels(2))
+        for sample in family.samples
+    }
+    assert samples["tiercache_qos_bytes_total", "i4", "read"] == 4
+    assert samples["tiercache_qos_bytes_total", "other", "read"] == 0 + 1 + 2
+    assert samples["tiercache_qos_waits_total", "other"] == 3
+    assert samples["tiercache_qos_generation",] == 3
+    off = list(metrics({"generation": 0, "error": "x"}, Labels(2)))
+    assert [family.name for family in off] == ["tiercache_qos_generation", "tiercache_qos_refused"]
+    assert off[1].samples[0].value == 1
 
 
 def test_an_address_without_port_is_refused(settings: Settings) -> None:

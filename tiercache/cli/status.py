@@ -15,6 +15,8 @@ from tiercache.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from tiercache.settings import Settings
 
+# Identities that wait, named in one line; tiercache qos top has all.
+SHOWN_WAITING = 5
 CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -106,6 +108,8 @@ def _print_head(document: dict[str, Any]) -> None:
          f"{format_bytes(memory['limit_bytes'])}"),
         ("corrupt pages", str(cache["corrupt_pages"])),
         *_metadata(document["metadata"]),
+        # An agent of a version before this one tells of none.
+        *qos_rows(document.get("qos", {})),
     ]  # fmt: skip
     if cache["device_problem"]:
         rows.append(("DEVICE", f"{cache['device_problem']} ({cache['device_failures']} failures)"))
@@ -130,6 +134,22 @@ def _metadata(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("metadata", text)]
     if metadata["problem"]:
         rows.append(("METADATA", metadata["problem"]))
+    return rows
+
+
+def qos_rows(qos: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what is to be said of the QoS policy: nothing where there is none."""
+    rows = []
+    if qos.get("generation"):
+        identities = qos["identities"]
+        waiting = [one["identity"] for one in identities if one["waiting"]]
+        text = f"generation {qos['generation']}, {len(identities)} identities"
+        if waiting:
+            text += f"; {', '.join(waiting[:SHOWN_WAITING])} "
+            text += "wait" if len(waiting) > 1 else "waits"
+        rows.append(("qos", text))
+    if qos.get("error"):
+        rows.append(("QOS", qos["error"]))
     return rows
 
 
