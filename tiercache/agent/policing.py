@@ -22,10 +22,12 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from tiercache.agent import kept
+from tiercache.agent.audit import Audit
+from tiercache.agent.calibration import Calibration
 from tiercache.clock import Clock
 from tiercache.errors import ConfigError, FormatError, TiercacheError
 from tiercache.policy.qos import Plan, Rates
-from tiercache.policy.qos_rules import UNKNOWN_RATES, Override, Policy, overrides_in_force
+from tiercache.policy.qos_rules import Override, Policy, overrides_in_force
 from tiercache.policy.qos_schedule import Moment
 
 log = logging.getLogger("tiercache.agent")
@@ -98,17 +100,20 @@ class Policing:
         language: Language,
         clock: Clock,
         executor: Executor,
+        calibration: Calibration,
+        audit: Audit,
         changed: Callable[[Policy | None, Plan | None], None],
     ) -> None:
         self._places = places
         self._language = language
         self._clock = clock
         self._executor = executor
+        self._calibration = calibration
+        self._audit = audit
         self._changed = changed
         self.standing = Standing()
         self.error = ""
         self.since_unix_s = 0.0
-        self.node_rates: Rates = UNKNOWN_RATES
         self.cache_bytes: int | None = None
         self._overrides: tuple[Override, ...] = ()
         self._plan: Plan | None = None
@@ -121,6 +126,13 @@ class Policing:
         self._lock = asyncio.Lock()
 
     @property
+    def source(self) -> str:
+        """Return the file in force, "applied" for what was applied, "" for no policy."""
+        if self.standing.policy is None:
+            return ""
+        return self._places.configured if self.standing.source == "file" else "applied"
+
+    @property
     def overrides(self) -> tuple[Override, ...]:
         """What is set by hand now."""
         return overrides_in_force(self._overrides, self._clock.unix())
@@ -130,6 +142,7 @@ class Policing:
     def load(self) -> None:
         """Take over what stood when the last agent ended, and the file's text of now. Blocks; to
         be called before the loop serves anybody."""
+        self._calibration.load()
         self._load_overrides()
         if not self._places.configured:
             self._load_kept(self._places.applied, "applied")
@@ -197,6 +210,12 @@ class Policing:
         if self._clock.now() >= self._due_s or len(self.overrides) < len(self._overrides):
             self._overrides = self.overrides
             self.replan()
+        node = None if self.standing.policy is None else self.standing.policy.node
+        if node is not None and self._calibration.measured is None:
+            if node.read is None or node.write is None:
+                await self._calibration.measure()
+                self.replan()
+        await self._audit.flush()
 
     async def _reload(self) -> None:
         try:
@@ -206,13 +225,20 @@ class Policing:
             self._refuse_file(error)
             return
         self.error = ""
+        if standing.text == self.standing.text:
+            return
+        differences = self.differences(standing.text, self._places.configured)
         await self._take_over(standing)
+        self._audit.note(
+            "reload", file=self._places.configured, differences=list(differences)
+        )
 
     def _refuse_file(self, error: Exception) -> None:
         path = self._places.configured
         text = str(error)
         self.error = text if path in text else f"{path}: {text}"
         log.error("the QoS policy stays as it was: %s", self.error)
+        self._audit.note("reload", file=path, refused=text)
 
     async def _take_over(self, standing: Standing) -> None:
         """Keep the text for the next agent and put it in force; where it cannot be kept, that is
@@ -250,7 +276,7 @@ class Policing:
 
     def _parsed(self, text: str, source: str) -> Standing:
         where = self._places.configured if source == "file" else str(self._places.applied)
-        policy = self._language.parse_policy(text, where=where, node_rates=self.node_rates)
+        policy = self._language.parse_policy(text, where=where, node_rates=self._calibration.rates)
         return Standing(policy=policy, text=text, source=source)
 
     # -- plans ------------------------------------------------------------------------------
@@ -264,7 +290,7 @@ class Policing:
     def plan_of(self, policy: Policy, overrides: Iterable[Override]) -> Plan:
         """Return what a policy would come to now."""
         return policy.plan(
-            self.moment(), self.node_rates, tuple(overrides), cache_bytes=self.cache_bytes
+            self.moment(), self._calibration.rates, tuple(overrides), cache_bytes=self.cache_bytes
         )
 
     def replan(self) -> None:
@@ -299,7 +325,7 @@ class Policing:
             raise ConfigError(
                 f"the policy is longer than {MAX_POLICY_BYTES} bytes", path=file or "policy"
             )
-        return self._language.parse_policy(text, where=file or "policy", node_rates=self.node_rates)
+        return self._language.parse_policy(text, where=file or "policy", node_rates=self._calibration.rates)
 
     async def apply(self, text: str, file: str) -> None:
         """Put a text in force. Raises ConfigError for one that cannot be, and where a file is

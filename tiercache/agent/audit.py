@@ -1,0 +1,104 @@
+"""``qos-audit.jsonl``: who changed the QoS policy, and who was denied what. docs/format.md says
+what its lines hold.
+
+Two files of AUDIT_BYTES at most. Lines are written on a thread, in order; where the device fails
+they are logged instead. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import msgspec
+
+from tiercache.clock import Clock
+
+log = logging.getLogger("tiercache.agent")
+
+AUDIT_BYTES = 64 * 1024
+# Of one identity's denials one line in this time is written, with the count of the others: a
+# thousand refusals a second are one fact.
+DENIALS_S = 10.0
+
+
+@dataclass(slots=True)
+class _Denials:
+    """Since the last line about an identity."""
+
+    told_s: float
+    suppressed: int = 0
+    last: str = ""
+
+
+class Audit:
+    """Appends lines. ``note`` returns at once; ``flush`` when they are in the file."""
+
+    def __init__(self, path: str, clock: Clock, executor: Executor) -> None:
+        self._path = path
+        self._clock = clock
+        self._executor = executor
+        self._lines: list[bytes] = []
+        self._denials: dict[str, _Denials] = {}
+        self._lock = asyncio.Lock()
+
+    def note(self, what: str, **facts: str | int | float | list[str]) -> None:
+        """Add a line: the time, what happened, and its facts. Synchronous and cheap."""
+        line = {"unix_s": round(self._clock.unix(), 3), "what": what, **facts}
+        self._lines.append(msgspec.json.encode(line) + b"\n")
+
+    def denied(self, identity: str, reason: str) -> None:
+        """Add a line about a request that was refused for its identity's limits."""
+        now_s = self._clock.now()
+        known = self._denials.get(identity)
+        if known is not None and now_s - known.told_s < DENIALS_S:
+            known.suppressed += 1
+            known.last = reason
+            return
+        self._denials[identity] = _Denials(now_s)
+        self.note("denied", identity=identity, reason=reason)
+
+    async def flush(self) -> None:
+        """Write what was noted, and counts of denials whose time is over. To be called every
+        second, and after what must not be forgotten."""
+        self._tell_suppressed()
+        if not self._lines:
+            return
+        async with self._lock:
+            lines, self._lines = b"".join(self._lines), []
+            if not lines:
+                return
+            try:
+                await asyncio.get_running_loop().run_in_executor(
+                    self._executor, _append, self._path, lines
+                )
+            except OSError as error:
+                log.error("%s: %s: not written: %s", self._path, error.strerror, lines.decode())
+
+    def _tell_suppressed(self) -> None:
+        now_s = self._clock.now()
+        for identity, known in list(self._denials.items()):
+            if now_s - known.told_s < DENIALS_S:
+                continue
+            if not known.suppressed:
+                del self._denials[identity]
+                continue
+            self.note(
+                "denied", identity=identity, reason=known.last, suppressed=known.suppressed
+            )
+            self._denials[identity] = _Denials(now_s)
+
+
+def _append(path: str, lines: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_size + len(lines) > AUDIT_BYTES:
+            os.rename(path, path + ".1")
+            os.close(fd)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.write(fd, lines[-AUDIT_BYTES:])
+    finally:
+        os.close(fd)
