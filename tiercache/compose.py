@@ -185,8 +185,9 @@ class Agent:
         from tiercache.agent.engine import Engine, Parts
         from tiercache.agent.metrics import MetricsServer
         from tiercache.agent.policing import Places
+        from tiercache.agent.qos_plane import QosParts
         from tiercache.agent.server import Server
-        from tiercache.config import qos_policy
+        from tiercache.config import qos_language
         from tiercache.metadata.open import open_metadata
         from tiercache.origins.endpoint import Endpoints
 
@@ -200,13 +201,17 @@ class Agent:
                 store=LmdbStore(directory.index),
                 extents=ExtentFiles(directory.extents),
                 state=SharedStateWriter(directory.state),
-                leases=LeaseFileWriter(directory.leases),
-                policies=qos_policy,
-                policy_places=Places(
-                    configured=settings.qos.policy,
-                    applied=directory.qos_policy,
-                    last_good=directory.qos_last_good,
-                    overrides=directory.qos_overrides,
+                qos=QosParts(
+                    leases=LeaseFileWriter(directory.leases),
+                    language=qos_language,
+                    places=Places(
+                        configured=settings.qos.policy,
+                        applied=directory.qos_policy,
+                        last_good=directory.qos_last_good,
+                        overrides=directory.qos_overrides,
+                        calibration=directory.qos_calibration,
+                        audit=Path(directory.audit),
+                    ),
                 ),
                 open_origin=lambda url, profile: open_wrapped(url, profile, clock, endpoints),
                 probe_writes=probe_writes,

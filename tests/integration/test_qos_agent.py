@@ -12,63 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from tests.fault.cache_rig import FileOrigin, cache_settings, end_agents, wait_for
+from tests.fault.cache_rig import wait_for
+from tests.integration.qos_rig import SLOW, Rig, enlist, generation, owners, slot_of
 from tiercache import wire
 from tiercache.clock import BootClock
-from tiercache.compose import Client, open_client
+from tiercache.compose import open_client
 from tiercache.errors import ConfigError
-from tiercache.extents.lease_file import LeaseFileReader
 from tiercache.policy import lease_words as words
-from tiercache.settings import QosSettings, Settings
 
 pytestmark = pytest.mark.timeout(120)
-
-SLOW = """
-[[identity]]
-name = "slow"
-match = [{ name = "slow" }]
-read.limit = "2MB/s"
-operations.limit = 50
-
-[[identity]]
-name = "scratch"
-match = [{ path = "/m/scratch" }]
-"""
-
-
-class Rig:
-    """One cache directory with a policy file, and clients of it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.origin = FileOrigin(root / "origin")
-        self.policy = root / "policy.toml"
-        self.cache = root / "cache"
-        self._clients: list[Client] = []
-
-    def settings(self, *, name: str = "", policy: bool = True, idle_s: float = 30.0) -> Settings:
-        found = cache_settings(self.cache, self.origin.url, idle_timeout_s=idle_s)
-        file = str(self.policy) if policy else ""
-        return msgspec.structs.replace(found, qos=QosSettings(policy=file, name=name))
-
-    def write_policy(self, text: str) -> None:
-        """Put a policy in the file's place, as an editor does."""
-        new = self.policy.with_suffix(".new")
-        new.write_text(f"version = 1\n{text}")
-        os.rename(new, self.policy)
-
-    def client(self, **settings: object) -> Client:
-        client = open_client(self.settings(**settings))  # type: ignore[arg-type]  # as above
-        self._clients.append(client)
-        return client
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-        end_agents(self.cache)
 
 
 @pytest.fixture
@@ -78,29 +32,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield rig
     finally:
         rig.close()
-
-
-def enlist(client: Client, name: str = "") -> wire.Enlisted:
-    return client.link.request(wire.Enlist(name), wire.Enlisted)
-
-
-def leases_of(client: Client) -> LeaseFileReader:
-    assert client.leases is not None
-    return client.leases
-
-
-def slot_of(client: Client, seat: wire.Seat) -> memoryview:
-    first = seat.slot * words.SLOT_WORDS
-    return leases_of(client).slots[first : first + words.SLOT_WORDS]
-
-
-def generation(client: Client) -> int:
-    return int(leases_of(client).header[words.GENERATION_WORD])
-
-
-def owners(client: Client) -> set[int]:
-    slots = leases_of(client).slots
-    return {slots[n * words.SLOT_WORDS] for n in range(words.SLOTS_COUNT)} - {0}
 
 
 def count_for(seconds: float, work: Callable[[], object]) -> int:
@@ -161,7 +92,7 @@ def test_seats_say_what_the_policy_does(rig: Rig) -> None:
         ("", "default"),
     ]
     unbound = slot_of(client, unknown.seats[1])
-    assert unbound[words.GRANT_READ] == unbound[words.RATE_OPS] == words.UNLIMITED
+    assert unbound[words.GRANT_OPS] == unbound[words.RATE_OPS] == words.UNLIMITED
     assert len({seat.mark for seat in (*known.seats, *unknown.seats)} - {1}) == 3
     assert enlist(client, "slow") == known
     assert len(owners(client)) == 3

@@ -93,8 +93,11 @@ class Gate:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one identity's requests at the agent, since it started."""
+    """What was charged to one identity since the agent started, and how it waited."""
 
+    read_bytes: int = 0
+    written_bytes: int = 0
+    operations: int = 0
     waits: int = 0
     waited_s: float = 0.0
     throttled: int = 0
@@ -275,6 +278,10 @@ class Admission:
             queues.append(self._gates[identity])
         since_s = [waiter.since_s for queue in queues for waiter in queue.waiters]
         return len(since_s), min(since_s, default=0.0)
+
+    def processes(self, identity: str) -> set[Process]:
+        """Return those who have asked for something."""
+        return {process for process, name in self._lines if name == identity}
 
     def is_full(self, identity: str) -> bool:
         """Return whether somebody waits for the in-flight cap of an identity."""

@@ -86,9 +86,7 @@ class Audit:
             if not known.suppressed:
                 del self._denials[identity]
                 continue
-            self.note(
-                "denied", identity=identity, reason=known.last, suppressed=known.suppressed
-            )
+            self.note("denied", identity=identity, reason=known.last, suppressed=known.suppressed)
             self._denials[identity] = _Denials(now_s)
 
 

@@ -21,12 +21,11 @@ from tiercache.agent.contents import BadPages, without_data
 from tiercache.agent.device import NotCached
 from tiercache.agent.expired import MIN_NAMES, Expired
 from tiercache.agent.fill import Filler, Target
-from tiercache.agent.governing import Governing
 from tiercache.agent.jobs import Jobs
 from tiercache.agent.mounts import Located, Mounts, OpenOrigin, ProbeWrites
 from tiercache.agent.names import Names
 from tiercache.agent.plane import build_plane
-from tiercache.agent.policing import Language, Places, Policing
+from tiercache.agent.qos_plane import QosParts, build_qos
 from tiercache.agent.reach import Reach
 from tiercache.agent.snapshots import Snapshots
 from tiercache.agent.writes import Writes, check_writable
@@ -46,7 +45,6 @@ from tiercache.ports import (
     Endpoints,
     ExtentStore,
     IndexStore,
-    LeaseFile,
     MetadataStore,
     SharedState,
 )
@@ -72,10 +70,6 @@ LOCAL_ROUNDS = 8
 OpenMetadata = Callable[[], Awaitable[MetadataStore]]
 
 
-def _refused(identity: str, sentence: str) -> None:
-    log.warning("refused: %s", sentence)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What compose hands to an engine."""
@@ -83,9 +77,7 @@ class Parts:
     store: IndexStore
     extents: ExtentStore
     state: SharedState
-    leases: LeaseFile
-    policies: Language
-    policy_places: Places
+    qos: QosParts
     open_origin: OpenOrigin
     probe_writes: ProbeWrites
     open_metadata: OpenMetadata
@@ -117,17 +109,19 @@ class Engine:
         self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
         self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
         self.memory, self.device = plane.memory, plane.device
-        self.governing = Governing(parts.leases, parts.state, parts.clock, _refused)
-        self.policing = Policing(
-            parts.policy_places,
-            parts.policies,
-            parts.clock,
-            self.executor,
-            self.governing.keep_to,
-        )
         self.mounts = Mounts(
             settings.mounts, settings.profiles, parts.open_origin, parts.probe_writes
         )
+        self.qos = build_qos(
+            parts.qos,
+            state=parts.state,
+            space=plane.space,
+            mounts=self.mounts,
+            endpoints=parts.endpoints,
+            clock=parts.clock,
+            executor=self.executor,
+        )
+        self.governing = self.qos.governing
         self.catalog = Catalog(settings.metadata, parts.open_metadata, plane.index, parts.clock)
         self.catalog.imported_pins = self._imported_pins
         self.catalog.imported_jobs = self._imported_jobs
@@ -162,8 +156,7 @@ class Engine:
         self._state.bump_generation()
         self._state.bump_epoch()
         await self._shrink()
-        self.policing.cache_bytes = self.space.capacity_bytes
-        self.policing.load()
+        self.qos.load(self.space.capacity_bytes)
         self._reach.recall()
         await self.index.flush()
         if not self.settings.metadata.url:
@@ -171,8 +164,7 @@ class Engine:
         self.catalog.start()
         self.jobs.resume()
         self._reach.start()
-        self.governing.start()
-        self.policing.start()
+        self.qos.start()
         self._ticker = asyncio.create_task(self._tick())
 
     def _imported_pins(self) -> None:
@@ -203,8 +195,7 @@ class Engine:
         """End jobs and fills, make everything durable, close everything."""
         if self._ticker is not None:
             self._ticker.cancel()
-        await self.policing.stop()
-        await self.governing.stop()
+        await self.qos.stop()
         await self._reach.stop()
         await self.jobs.table.stop()
         await self.snapshots.table.stop()

@@ -48,17 +48,6 @@ NO_MARK = 1
 MARKS = range(2, 256)
 
 
-@dataclass(slots=True)
-class Totals:
-    """What was charged to one identity since the agent started, and how its processes waited."""
-
-    read_bytes: int = 0
-    written_bytes: int = 0
-    operations: int = 0
-    waits: int = 0
-    waited_s: float = 0.0
-
-
 class Governing:
     """``refused`` is called with identity and sentence of each request that waited too long."""
 
@@ -81,7 +70,6 @@ class Governing:
         self.governor: Governor | None = None
         # Called with each new plan, None where there is none any more.
         self.listeners: list[Callable[[Plan | None], None]] = []
-        self.totals: dict[str, Totals] = {}
         self.turns = 0
         self.turn_cost_s = 0.0
         # Names that a process was enlisted under.
@@ -247,14 +235,16 @@ class Governing:
         gates = await self.admission.enter(
             account, identity, amounts, max_wait_s=min(known, default=None)
         )
-        totals = self.total(identity)
-        totals.read_bytes += int(amounts[Resource.READ])
-        totals.written_bytes += int(amounts[Resource.WRITE])
-        totals.operations += int(amounts[Resource.OPERATIONS])
+        tally = self.admission.tally(identity)
+        tally.read_bytes += int(amounts[Resource.READ])
+        tally.written_bytes += int(amounts[Resource.WRITE])
+        tally.operations += int(amounts[Resource.OPERATIONS])
         return Inside(gates, work.Work(identity=identity, priority=terms[1].priority))
 
-    def total(self, identity: str) -> Totals:
-        return self.totals.setdefault(identity, Totals())
+    def processes(self, identity: str) -> int:
+        """Return how many processes and jobs have a lease of an identity, or asked in its name."""
+        leased = {lease.process for lease in self.seats if lease.identity == identity}
+        return len(leased | self.admission.processes(identity))
 
     # -- turns ------------------------------------------------------------------------------
 
@@ -285,17 +275,21 @@ class Governing:
     def _is_idle(self, governor: Governor) -> bool:
         return governor.is_idle() and self.admission.is_idle
 
+    def look(self) -> None:
+        """Turn now, for whoever wants to know how things are."""
+        self._turn()
+
     def _turn(self) -> None:
         governor = self.governor
         if governor is None:
             return
         began_s = self._clock.now()
         for seen in self.seats.collect(governor, began_s):
-            totals = self.total(seen.identity)
-            totals.read_bytes += seen.read
-            totals.operations += seen.operations
-            totals.waits += seen.waits
-            totals.waited_s += seen.waited_ns / 1e9
+            tally = self.admission.tally(seen.identity)
+            tally.read_bytes += seen.read
+            tally.operations += seen.operations
+            tally.waits += seen.waits
+            tally.waited_s += seen.waited_ns / 1e9
         governor.turn(began_s)
         self.admission.turned(began_s)
         self._publish(governor)

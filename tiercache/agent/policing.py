@@ -57,6 +57,8 @@ class Language(Protocol):
         """Raises ConfigError."""
         ...
 
+    def differences(self, old: Policy, new: Policy) -> tuple[str, ...]: ...
+
 
 class KeptOverride(msgspec.Struct, frozen=True):
     """A line of ``qos-overrides.json``: ``assignment`` is "read.limit=200MB/s"."""
@@ -89,6 +91,8 @@ class Places:
     applied: Path
     last_good: Path
     overrides: Path
+    calibration: Path
+    audit: Path
 
 
 class Policing:
@@ -150,9 +154,11 @@ class Policing:
             self._stamp = self._stamp_of_file()
             try:
                 self.standing = self._parsed(self._read_file(), "file")
+                kept.publish(self._places.last_good, self.standing.text.encode())
             except (TiercacheError, OSError) as error:
                 self._refuse_file(error)
-                self._load_kept(self._places.last_good, "file")
+                if self.standing.policy is None:
+                    self._load_kept(self._places.last_good, "file")
         self.replan()
 
     def _load_kept(self, path: Path, source: str) -> None:
@@ -229,9 +235,7 @@ class Policing:
             return
         differences = self.differences(standing.text, self._places.configured)
         await self._take_over(standing)
-        self._audit.note(
-            "reload", file=self._places.configured, differences=list(differences)
-        )
+        self._audit.note("reload", file=self._places.configured, differences=list(differences))
 
     def _refuse_file(self, error: Exception) -> None:
         path = self._places.configured
@@ -307,16 +311,6 @@ class Policing:
             self.since_unix_s = self._clock.unix()
             self._changed(policy, plan)
 
-    @property
-    def next_change_s(self) -> float | None:
-        """Return when a schedule begins or ends, or what was set by hand does; None: never."""
-        policy = self.standing.policy
-        found = [policy.next_change_s(self.moment())] if policy is not None else []
-        now_s = self._clock.unix()
-        ends = [one.until_unix_s for one in self.overrides]
-        found += [end - now_s for end in ends if end is not None]
-        return min((one for one in found if one is not None), default=None)
-
     # -- by hand ----------------------------------------------------------------------------
 
     def check(self, text: str, file: str) -> Policy:
@@ -325,7 +319,14 @@ class Policing:
             raise ConfigError(
                 f"the policy is longer than {MAX_POLICY_BYTES} bytes", path=file or "policy"
             )
-        return self._language.parse_policy(text, where=file or "policy", node_rates=self._calibration.rates)
+        return self._language.parse_policy(
+            text, where=file or "policy", node_rates=self._calibration.rates
+        )
+
+    def differences(self, text: str, file: str) -> tuple[str, ...]:
+        """Return what a text says otherwise than the policy in force. Raises ConfigError."""
+        new = self.check(text, file)
+        return self._language.differences(self.standing.policy or Policy(), new)
 
     async def apply(self, text: str, file: str) -> None:
         """Put a text in force. Raises ConfigError for one that cannot be, and where a file is
@@ -334,7 +335,8 @@ class Policing:
         async with self._lock:
             if not self._places.configured:
                 self.error = ""
-                await self._take_over(Standing(policy=policy, text=text, source="applied"))
+                if text != self.standing.text:
+                    await self._take_over(Standing(policy=policy, text=text, source="applied"))
                 return
             try:
                 configured = await self._on_thread(self._read_file)
@@ -359,35 +361,18 @@ class Policing:
         ]
         replaced = {(one.identity, one.key) for one in new}
         async with self._lock:
-            self._check_known(identity)
             kept_on = [one for one in self.overrides if (one.identity, one.key) not in replaced]
             await self._keep_overrides((*kept_on, *new))
 
     async def unset_values(self, identity: str, keys: tuple[str, ...]) -> None:
-        """Undo what was set, all of an identity without keys. Raises ConfigError where nothing of
-        that is set."""
+        """Undo what was set, all of an identity without keys."""
         async with self._lock:
             left = [
                 one
                 for one in self.overrides
-                if one.identity != identity or (keys and _key_of(one) not in keys)
+                if one.identity != identity or (keys and key_of(one) not in keys)
             ]
-            if len(left) == len(self.overrides):
-                what = ", ".join(keys) or "nothing"
-                raise ConfigError(
-                    f"of {identity!r} {what} is set by hand",
-                    remedy="tiercache qos show lists what is",
-                )
             await self._keep_overrides(tuple(left))
-
-    def _check_known(self, identity: str) -> None:
-        if self._plan is None:
-            raise ConfigError("no policy is in force", remedy="tiercache qos apply FILE")
-        names = [one.name for one in self._plan.identities]
-        if identity not in names:
-            raise ConfigError(
-                f"the policy has no identity {identity!r}", remedy=f"it has {', '.join(names)}"
-            )
 
     async def _keep_overrides(self, overrides: tuple[Override, ...]) -> None:
         lines = KeptOverrides(
@@ -404,6 +389,6 @@ class Policing:
         self.replan()
 
 
-def _key_of(override: Override) -> str:
+def key_of(override: Override) -> str:
     """Return the key as it is written."""
     return override.text.partition("=")[0]

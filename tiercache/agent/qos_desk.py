@@ -16,9 +16,10 @@ from tiercache import wire
 from tiercache.agent.accounts import Account, find_claimant
 from tiercache.agent.audit import Audit
 from tiercache.agent.calibration import Calibration
+from tiercache.agent.flights import endpoint_of
 from tiercache.agent.governing import Governing
 from tiercache.agent.mounts import Mounts
-from tiercache.agent.policing import Policing
+from tiercache.agent.policing import Policing, key_of
 from tiercache.agent.qos_answers import (
     Counts,
     Holding,
@@ -37,10 +38,10 @@ from tiercache.agent.qos_answers import (
 )
 from tiercache.clock import Clock
 from tiercache.errors import AccessDenied, FormatError, NotFound, TiercacheError, Unsupported
+from tiercache.model import BackendStatus
 from tiercache.policy.qos import Claimant
 from tiercache.qos_reports import (
     Apply,
-    BackendNow,
     Changed,
     Explain,
     Explained,
@@ -78,7 +79,7 @@ class QosDesk:
         self._mounts = mounts
         self._clock = clock
         self.holding: Holding = _holds_nothing
-        self.backends: Callable[[], tuple[BackendNow, ...]] = tuple
+        self.backends: Callable[[], tuple[BackendStatus, ...]] = tuple
         # Connections that ask for data, whose claimants "explain" tells of.
         self.accounts: Callable[[], list[Account]] = list
         self._changes: dict[str, Callable[[Account, bytes], Awaitable[Changed]]] = {
@@ -203,14 +204,17 @@ class QosDesk:
             if account.claimant is not None
         ]
 
-    def _backends_of(self, path: str) -> tuple[BackendNow, ...]:
+    def _backends_of(self, path: str) -> tuple[BackendStatus, ...]:
         """Return the backends that a miss at a path pays to."""
         try:
             located = self._mounts.locate(path)
         except TiercacheError:
             return ()
-        place = f"{located.origin.url}/{located.key}"
-        return tuple(one for one in self.backends() if place.startswith(one.origin))
+        place, endpoint = f"{located.origin.url}/{located.key}", endpoint_of(located.origin)
+        names = f"endpoint:{endpoint.name}" if endpoint is not None else None
+        return tuple(
+            one for one in self.backends() if one.scope == names or place.startswith(one.scope)
+        )
 
     def status(self) -> dict[str, Any]:
         """Return the status document's ``qos``."""
@@ -287,8 +291,7 @@ class QosDesk:
         ended = [
             one.text
             for one in self._policing.overrides
-            if one.identity == asked.identity
-            and (not asked.keys or one.text.partition("=")[0] in asked.keys)
+            if one.identity == asked.identity and (not asked.keys or key_of(one) in asked.keys)
         ]
         if not ended:
             what = ", ".join(asked.keys) or "nothing"
@@ -301,7 +304,6 @@ class QosDesk:
 
     async def _calibrate(self, account: Account, raw: bytes) -> Changed:
         await self._calibration.measure()
-        self._policing.node_rates = self._calibration.rates
         self._policing.replan()
         return self._changed(*self._calibration.sentences())
 

@@ -107,6 +107,7 @@ class Server:
         self.dropped_peers = 0
         self.internal_errors = 0
         self._idle_since_s = clock.now()
+        engine.qos.desk.accounts = lambda: [peer.account for peer in self.peers.values()]
         self._handlers: dict[type, Callable[..., Awaitable[wire.Response]]] = {
             wire.Lookup: engine.lookup,
             wire.Fill: engine.fill,
@@ -132,6 +133,7 @@ class Server:
             wire.SnapshotCreate: self._snapshot_create,
             wire.SnapshotRemove: self._snapshot_remove,
             wire.MountList: self._mounts,
+            wire.QosQuery: engine.qos.desk.query,
             wire.Shutdown: self._shutdown,
         }
 
@@ -234,6 +236,8 @@ class Server:
                 return self._hello(peer, request)
             if isinstance(request, wire.Enlist):
                 return await self._engine.governing.enlist(peer.account, request.name)
+            if isinstance(request, wire.QosChange):
+                return await self._engine.qos.desk.change(peer.account, request)
             if not self._engine.governing.is_on:
                 return await self._handled(peer, request)
             return await self._admitted(peer, request)

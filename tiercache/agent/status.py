@@ -77,6 +77,7 @@ def document(
             for endpoint in engine.endpoints.all()
         ],
         "pins": engine.pins.paths,
+        "qos": engine.qos.desk.status(),
         "jobs": [msgspec.to_builtins(job) for job in engine.jobs.table.all()],
         "clients": clients,
     }

@@ -1,0 +1,83 @@
+"""The agent's parts that keep to a QoS policy, built and run together."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from tiercache.agent.audit import Audit
+from tiercache.agent.calibration import Calibration
+from tiercache.agent.governing import Governing
+from tiercache.agent.mounts import Mounts
+from tiercache.agent.policing import Language, Places, Policing
+from tiercache.agent.qos_desk import QosDesk
+from tiercache.agent.space import Space
+from tiercache.clock import Clock
+from tiercache.policy.qos import Plan
+from tiercache.ports import Endpoints, LeaseFile, SharedState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QosParts:
+    """What compose hands in."""
+
+    leases: LeaseFile
+    language: Language
+    places: Places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QosPlane:
+    """Owned by the event loop."""
+
+    governing: Governing
+    policing: Policing
+    calibration: Calibration
+    audit: Audit
+    desk: QosDesk
+
+    def load(self, capacity_bytes: int) -> None:
+        """Put in force what stood before, ahead of all work. Blocks."""
+        self.calibration.capacity_bytes = capacity_bytes
+        self.policing.cache_bytes = capacity_bytes
+        self.policing.load()
+
+    def start(self) -> None:
+        """Begin to serve: to be called when the agent is about to answer."""
+        self.governing.start()
+        self.policing.start()
+
+    async def stop(self) -> None:
+        await self.policing.stop()
+        await self.governing.stop()
+        await self.audit.flush()
+
+
+def build_qos(
+    parts: QosParts,
+    *,
+    state: SharedState,
+    space: Space,
+    mounts: Mounts,
+    endpoints: Endpoints,
+    clock: Clock,
+    executor: Executor,
+) -> QosPlane:
+    audit = Audit(str(parts.places.audit), clock, executor)
+    governing = Governing(parts.leases, state, clock, audit.denied)
+    calibration = Calibration(
+        parts.places.calibration, clock, executor, space.reserve, space.ledger.release
+    )
+    policing = Policing(
+        parts.places, parts.language, clock, executor, calibration, audit, governing.keep_to
+    )
+    desk = QosDesk(governing, policing, calibration, audit, mounts, clock)
+    desk.backends = lambda: tuple(endpoints.limits())
+
+    def limit(plan: Plan | None) -> None:
+        endpoints.limit(() if plan is None else plan.backends)
+
+    governing.listeners.append(limit)
+    return QosPlane(
+        governing=governing, policing=policing, calibration=calibration, audit=audit, desk=desk
+    )
