@@ -19,6 +19,7 @@ from tiercache import records, wire
 from tiercache.client.autarky import survey
 from tiercache.client.file import ReadFile, WriteFile
 from tiercache.client.job import Job
+from tiercache.client.paying import Settled
 from tiercache.client.reader import Reader
 from tiercache.client.resolver import Name
 from tiercache.client.spans import clamp
@@ -148,7 +149,8 @@ class Namespace:
         return self.reader().read_many(items, on_error="return")
 
     def is_hit(self, path: str, offset: int = 0, length: int | None = None) -> bool:
-        """Return whether the same ``read`` needs nobody's help; for callers that must not wait."""
+        """Return whether the same ``read`` needs nobody's help. A QoS policy may have it wait all
+        the same."""
         return self.reader().is_hit(path, offset, length)
 
     @overload
@@ -194,7 +196,7 @@ class Namespace:
             request = wire.LocalPath(entry.path, pin, entry.record.token)
         file = self.client.link.request(request, wire.Local).file
         for _ in range(SETTLE_ROUNDS):
-            with self.reader().settled(path):  # the agent has charged all of it
+            with Settled(self.reader().names.entry(path).pays):  # by the agent, all of it
                 places = {extent.file for extent in self.locate(path)}
             if places <= {file}:
                 break

@@ -133,15 +133,14 @@ class Lease:
         self.words[USED_READ] += count
         self.words[USED_OPS] += operations
 
-    def wait_s(self, operations: int) -> float:
-        """Return how long, at the rate of lately, until what counts so many operations will be
-        admitted; inf where the rate is none."""
-        words = self.words
-        rates = self._rates if self._alone is None else self._alone.rates
-        wait_s = _wait_s(words[USED_READ] - words[GRANT_READ], rates[0])
-        if operations:
-            wait_s = max(wait_s, _wait_s(words[USED_OPS] - words[GRANT_OPS], rates[1]))
-        return wait_s
+    def wait_s(self, count: int, operations: int, waited_ns: int) -> float:
+        """Return how much longer an operation that has waited so long is likely to wait; inf where
+        the rate of lately is none. At the governor it is whole operations that take turns."""
+        if self._alone is not None:
+            return self._alone.wait_s(operations)
+        read, counted = self._rates
+        wait_s = max(_time_s(count, read), _time_s(operations, counted))
+        return max(0.0, wait_s - waited_ns / 1e9)
 
     def say_waiting(self, count: int, operations: int, since_ns: int) -> None:
         """Tell the governor what the longest waiting operation wants, since when."""
@@ -163,7 +162,7 @@ def _rate(word: int) -> float:
     return inf if word == UNLIMITED else float(word)
 
 
-def _wait_s(lacking: int, rate: float) -> float:
-    if lacking < 0:
+def _time_s(tokens: int, rate: float) -> float:
+    if not tokens:
         return 0.0
-    return (lacking + 1) / rate if rate else inf
+    return tokens / rate if rate else inf

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tiercache.client.batch import Answered, Item
-from tiercache.client.paying import settled
+from tiercache.client.paying import Settled
 from tiercache.errors import StaleHandle, TiercacheError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered) -> byt
         raise outcome
     try:
         entry = reader.names.answered(path, outcome)
-        with settled(entry.pays):  # by the agent, who was asked to fill it
+        with Settled(entry.pays):  # by the agent, who was asked to fill it
             return reader.read_entry(entry, offset, length)[1]
     except StaleHandle:
         return reader.again(path, lambda entry: reader.read_entry(entry, offset, length)[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from io import BytesIO
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TypeVar
@@ -24,7 +23,7 @@ from tiercache.client.handles import Handles
 from tiercache.client.link import Link
 from tiercache.client.many import read_many
 from tiercache.client.names import Names
-from tiercache.client.paying import settled
+from tiercache.client.paying import Payer, Settled
 from tiercache.client.presence import cached_bytes
 from tiercache.client.resolver import Resolver
 from tiercache.client.spans import clamp, spans_of
@@ -175,7 +174,7 @@ class Reader:
             view = mapping[first : first + end - start]
             if len(view) == end - start:  # else the file was cut off when it was mapped
                 return view
-        with settled(entry.pays):
+        with Settled(entry.pays):
             return memoryview(self.read_entry(entry, offset, length)[1])
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> int:
@@ -455,9 +454,10 @@ class Reader:
                 raise CacheFull("the cache device takes no bytes now", path=entry.path)
         return entry
 
-    def settled(self, path: str) -> AbstractContextManager[None]:
-        """Within it, what this thread reads of the path costs its identity nothing more."""
-        return settled(self.names.entry(path).pays)
+    def payer(self, path: str) -> Payer | None:
+        """Return who pays for hits of a path that is known by heart; None where nobody need."""
+        entry = self._hot.get(path)
+        return None if entry is None else entry.pays
 
     def cached_bytes(self, path: str) -> int:
         """Return how many bytes of the last known version are present."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from fsspec.compression import compr
 
 from tiercache import wire
 from tiercache.client.file import ReadFile, WriteFile
+from tiercache.client.reader import Reader
 from tiercache.errors import StaleHandle
 from tiercache.fs.paths import unstrip
 from tiercache.fs.threads import in_thread
@@ -240,6 +242,18 @@ class TextHandle(io.TextIOWrapper):
             self.close()
 
 
+async def read_paid(reader: Reader, path: str, count: int, read: Callable[[], bytes]) -> bytes:
+    """Return what ``read`` does, ``count`` bytes all at hand. Where the share of their identity is
+    spent the task waits, and the loop goes on. Raises Throttled."""
+    payer = reader.payer(path)
+    if payer is None:
+        return read()
+    if not payer.charge(count):
+        await payer.settle(path, count)
+    with payer.settled():
+        return read()
+
+
 class AsyncHandle:
     """A handle for event loops: what is cached and short is answered at once, all else waits on
     a thread. One call at a time."""
@@ -262,10 +276,12 @@ class AsyncHandle:
         if not isinstance(handle, ReadHandle):
             raise io.UnsupportedOperation("not readable")
         offset = handle.tell()
-        length = handle.size - offset if size < 0 else size
-        if length <= INLINE_BYTES and handle.fs.namespace.is_hit(handle.path, offset, length):
-            return handle.read(size)
-        return await in_thread(handle.read, size)
+        left = max(0, handle.size - offset)
+        length = left if size < 0 else min(size, left)
+        reader = handle.fs.namespace.reader()
+        if length > INLINE_BYTES or not reader.is_hit(handle.path, offset, length):
+            return await in_thread(handle.read, size)
+        return await read_paid(reader, handle.path, length, partial(handle.read, size))
 
     async def write(self, data: Buffer) -> int:
         if not isinstance(self._handle, WriteHandle):

@@ -7,11 +7,14 @@ so that a loop never does. They work on any loop, and on many.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import has_magic
 
+from tiercache.client.paying import Payer
 from tiercache.errors import IsADirectory, NotFound
 from tiercache.fs import paths
 from tiercache.fs.direct import (
@@ -19,7 +22,7 @@ from tiercache.fs.direct import (
     WriteMode,
     raise_unavailable,
 )
-from tiercache.fs.files import INLINE_BYTES, AsyncHandle
+from tiercache.fs.files import INLINE_BYTES, AsyncHandle, read_paid
 from tiercache.fs.infos import Info, info_of
 from tiercache.fs.threads import in_thread
 from tiercache.model import Kind, Stat
@@ -41,23 +44,27 @@ class TierCacheFileSystem(DirectFileSystem):
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         path = paths.strip(path)
-        if self._is_at_hand(path, start, end):
-            return self.cat_file(path, start, end)
-        return await in_thread(self.cat_file, path, start, end)
+        count = self._hit_bytes(path, start, end)
+        if count is None:
+            return await in_thread(self.cat_file, path, start, end)
+        call = partial(self.cat_file, path, start, end)
+        return await read_paid(self.namespace.reader(), path, count, call)
 
-    def _is_at_hand(
+    def _hit_bytes(
         self, path: str, start: int | None, end: int | None, limit_bytes: int = INLINE_BYTES
-    ) -> bool:
-        """Return whether a slice can be read here and now without holding up the loop."""
+    ) -> int | None:
+        """Return how many bytes a slice has that can be read here and now without holding up the
+        loop; None for one that cannot."""
         try:
             known = self.namespace.stat_unasked(path)
         except NotFound:
-            return True
+            return 0
         if known is None:
-            return False
+            return None
         first, last, _ = slice(start, end).indices(known.size_bytes)
         length = max(0, last - first)
-        return length <= limit_bytes and self.namespace.is_hit(path, first, length)
+        reader = self.namespace.reader()
+        return length if length <= limit_bytes and reader.is_hit(path, first, length) else None
 
     async def _cat_ranges(
         self,
@@ -70,15 +77,23 @@ class TierCacheFileSystem(DirectFileSystem):
     ) -> list[Any]:
         """As ``cat_ranges``."""
         items = self.range_items(paths, starts, ends, max_gap)
-        if self._are_at_hand(items):
+        if len(items) > INLINE_ITEMS:
+            return await in_thread(self.read_items, items, on_error)
+        reader = self.namespace.reader()
+        owed: dict[Payer, list[int]] = {}
+        for item in items:
+            count = self._hit_bytes(*item, limit_bytes=INLINE_BYTES // INLINE_ITEMS)
+            if count is None:
+                return await in_thread(self.read_items, items, on_error)
+            payer = reader.payer(item[0])
+            if payer is not None:
+                owed.setdefault(payer, []).append(count)
+        with ExitStack() as settled:
+            for payer, counts in owed.items():
+                await payer.settle(items[0][0], sum(counts), len(counts))
+            for payer in owed:
+                settled.enter_context(payer.settled())
             return self.read_items(items, on_error)
-        return await in_thread(self.read_items, items, on_error)
-
-    def _are_at_hand(self, items: Sequence[tuple[str, int | None, int | None]]) -> bool:
-        share = INLINE_BYTES // INLINE_ITEMS
-        return len(items) <= INLINE_ITEMS and all(
-            self._is_at_hand(*item, limit_bytes=share) for item in items
-        )
 
     async def _cat(
         self,

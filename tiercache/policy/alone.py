@@ -37,8 +37,10 @@ class Alone:
         self._used = (0, 0)
         self._is_held = True
         self.rates = (max(rates[0], self._safe[0]), max(rates[1], self._safe[1]))
-        self._buckets = tuple(
-            TokenBucket(rate=rate, burst=_burst(rate), now_s=now_s) for rate in self.rates
+        read, operations = self.rates
+        self._buckets = (
+            TokenBucket(rate=read, burst=_burst(read), now_s=now_s),
+            TokenBucket(rate=operations, burst=_burst(operations), now_s=now_s),
         )
 
     def grants(self, used: tuple[int, int], now_s: float) -> tuple[int, int]:
@@ -54,6 +56,12 @@ class Alone:
             words.append(UNLIMITED if bucket.rate == inf else count + max(0, int(bucket.level)))
         self._used = used
         return words[0], words[1]
+
+    def wait_s(self, operations: int) -> float:
+        """Return how long after the last ``grants`` what counts so many operations is admitted."""
+        read, counted = self._buckets
+        wait_s = read.wait_s()
+        return max(wait_s, counted.wait_s()) if operations else wait_s
 
 
 def _burst(rate: float) -> float:
