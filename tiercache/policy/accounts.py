@@ -31,6 +31,9 @@ HOLD_SHARE = 0.5
 PEAK_S = 1.0
 # Time constant of the rates told to clients and operators.
 LATELY_S = 0.5
+# Who waits and leaves its grant alone for so many turns is stopped, dead or has no processor: the
+# others do not wait for it. A live one looks every 5 ms at least.
+ABSENT_TURNS = 5
 RESOURCES = tuple(Resource)
 
 
@@ -53,16 +56,9 @@ class Payer:
     """One queue of operations: a process at the lease file, or one in the agent."""
 
     __slots__ = (
-        "active_s",
-        "grant",
-        "identity",
-        "number",
-        "peak",
-        "since_s",
-        "tag",
-        "used",
+        "active_s", "grant", "identity", "missed_turns", "number", "peak", "since_s", "tag", "used",
         "want",
-    )
+    )  # fmt: skip
 
     def __init__(self, number: int, identity: Identity) -> None:
         self.number = number
@@ -75,16 +71,22 @@ class Payer:
         self.want: Rates | None = None
         self.since_s = 0.0
         self.active_s = 0.0
+        # The turns in which it waited and could have gone on.
+        self.missed_turns = 0
         # Start-time fair queueing (Goyal et al., SIGCOMM '96): the seconds of its identity's rate
         # that this payer has used. The lowest is served first.
         self.tag = 0.0
 
     def measure(self, passed_s: float) -> None:
         """Take in what was used in the time since the last turn."""
+        used, peak = self.used, self.peak
+        if self.want is None or any(used) or min(self.grant) <= 0:
+            self.missed_turns = 0
+        else:
+            self.missed_turns += 1
         fade = 1 - min(1.0, passed_s / PEAK_S)
         hold = HOLD_S / passed_s if passed_s < HOLD_S else 1.0
-        used, peak = self.used, self.peak
-        for resource in self.identity.rationed:
+        for resource in RESOURCES:
             burst = used[resource] * hold
             faded = peak[resource] * fade
             peak[resource] = burst if burst > faded else faded
@@ -227,7 +229,7 @@ class Identity:
         self.rationed: tuple[int, ...] = ()
         self.payers: dict[int, Payer] = {}
         self.busy: dict[int, Payer] = {}
-        # Those of ``busy`` that wait, in the order of service, at the last turn.
+        # Those of ``busy`` that wait (and are there), in the order of service, at the last turn.
         self.waiting: list[Payer] = []
         # The tag of whom was served last: where a newcomer starts.
         self.clock = 0.0
@@ -269,7 +271,7 @@ class Identity:
         waiting = []
         for payer in self.busy.values():
             payer.measure(passed_s)
-            if payer.want is not None:
+            if payer.want is not None and payer.missed_turns < ABSENT_TURNS:
                 waiting.append(payer)
                 for resource in self.rationed:
                     wants[resource] = max(wants[resource], payer.want[resource])

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 
 from tiercache.policy.accounts import (
+    ABSENT_TURNS,
     HOLD_SHARE,
     LATELY_S,
     NODE_BURST_S,
@@ -87,6 +88,8 @@ class Governor:
         self._active: dict[str, Identity] = {}
         self._payers: dict[int, Payer] = {}
         self._next_number = 0
+        # What was said to be used since the last turn.
+        self._used: list[tuple[Payer, Rates]] = []
         self._changed: set[int] = set()
         self.replace(plan, now_s)
 
@@ -95,6 +98,7 @@ class Governor:
     def replace(self, plan: Plan, now_s: float) -> None:
         """Keep to ``plan`` from now on. Levels, debts and payers of identities that stay are kept;
         payers of those that vanished go on as the default identity."""
+        self._charge_all(now_s)
         self._plan = plan
         self._node = [
             changed_pool(self._node[r], plan.node[r], plan.node[r] * NODE_BURST_S, now_s)
@@ -152,9 +156,14 @@ class Governor:
 
     def used(self, payer: int, amounts: Rates) -> None:
         """Charge what the payer has used since this was last said."""
-        if not any(amounts):
-            return
-        who = self._payers[payer]
+        if any(amounts):
+            who = self._payers[payer]
+            self._used.append((who, amounts))
+            self._wake(who)
+
+    def _charge(self, who: Payer, amounts: Rates) -> None:
+        """Charge what was used, to accounts that are refilled to the end of that time: a bucket
+        that was full meanwhile took nothing in, whenever in that time it was used."""
         accounts, seconds = who.identity.accounts, 0.0
         for resource in RESOURCES:
             n = amounts[resource]
@@ -166,7 +175,14 @@ class Governor:
                 seconds = max(seconds, n * account.pace)
         who.tag += seconds
         self._used_s = self._now_s
-        self._wake(who)
+
+    def _charge_all(self, now_s: float) -> None:
+        for identity in self._active.values():
+            for resource in identity.rationed:
+                identity.accounts[resource].refill(now_s)
+        for who, amounts in self._used:
+            self._charge(who, amounts)
+        self._used.clear()
 
     def wants(self, payer: int, amounts: Rates, since_s: float) -> None:
         """The payer waits for an operation of ``amounts``; all zeros: it waits no more."""
@@ -186,6 +202,9 @@ class Governor:
         return False: say ``wants``, and try again after a turn."""
         who = self._payers[payer]
         identity = who.identity
+        self._wake(who)
+        if self._used:
+            self._charge_all(now_s)
         short = [r for r in identity.rationed if amounts[r] > 0 and who.grant[r] <= 0]
         if short:
             if any(other.want and other is not who for other in identity.busy.values()):
@@ -198,7 +217,7 @@ class Governor:
             for resource, account in zip(short, accounts, strict=True):
                 account.lend(amounts[resource] - min(account.balance, 0.0))
                 who.grant[resource] += amounts[resource]
-        self.used(payer, amounts)
+        self._charge(who, amounts)
         return True
 
     def _wake(self, payer: Payer) -> None:
@@ -221,6 +240,7 @@ class Governor:
         """Divide what there is now. Takes time by those who are active, not by who is idle."""
         passed_s = max(now_s - self._now_s, SHORTEST_TURN_S)
         self._now_s = max(now_s, self._now_s)
+        self._charge_all(self._now_s)
         active = list(self._active.values())
         for identity in active:
             identity.measure(passed_s)
@@ -228,7 +248,6 @@ class Governor:
             pooled = []
             for identity in active:
                 account = identity.accounts[resource]
-                account.refill(self._now_s)
                 if account.pools:
                     pooled.append(account)
                     identity.group.members.append(account)
@@ -308,7 +327,12 @@ class Governor:
         """Divide what the identity has among its busy payers."""
         self._changed.update(identity.busy)
         waiting = identity.waiting
-        others = [payer for payer in identity.busy.values() if payer.want is None]
+        others = []
+        for payer in identity.busy.values():
+            if payer.want is None:
+                others.append(payer)
+            elif payer.missed_turns >= ABSENT_TURNS:
+                payer.grant = [ONE, ONE, ONE]
         for resource in identity.rationed:
             left = identity.accounts[resource].balance
             if waiting:
