@@ -271,8 +271,12 @@ class Governor:
         for account in accounts:
             account.settle()
         if node is not None:
-            self._give_floors(node, resource, accounts, passed_s)
-        self._give_reserved(resource, groups)
+            self._give_floors(resource, node, accounts, passed_s)
+        for group in groups:
+            pool = group.pools[resource]
+            if pool is not None:
+                self._give_floors(resource, pool, group.members, passed_s)
+        self._give_reserved(resource, groups, node)
         for tier in self._tiers:
             members = [group for group in tier if group.members]
             if members:
@@ -289,39 +293,51 @@ class Governor:
             _give(resource, groups, node)
 
     def _give_floors(
-        self, node: Pool, resource: Resource, accounts: list[Account], passed_s: float
+        self, resource: Resource, pool: Pool, accounts: list[Account], passed_s: float
     ) -> None:
+        """Lend those who wait a little before anybody else, where there is not enough for all."""
+        free = pool.free
+        if free <= 0 or free >= sum(account.room for account in accounts):
+            return
         waiting = [account for account in accounts if account.want > 0 and account.room > 0]
-        free = node.free
-        if not waiting or free <= 0 or free >= sum(account.room for account in waiting):
+        if not waiting:
             return
         reserved = sum(i.plan.shares[resource].reserve for i in self._identities.values())
-        share = max(FLOOR_SHARE_RESERVED, min(FLOOR_SHARE, 1 - reserved / node.rate))
+        share = max(FLOOR_SHARE_RESERVED, min(FLOOR_SHARE, 1 - reserved / pool.rate))
         floors = water_fill(
-            min(share * node.rate * passed_s, free),
+            min(share * pool.rate * passed_s, free),
             weights=[1.0] * len(waiting),
-            wants=[min(a.want * passed_s / FLOOR_S, max(a.room, 0.0), a.lendable) for a in waiting],
+            wants=[
+                max(0.0, min(a.want * passed_s / FLOOR_S - a.got, a.room, a.lendable))
+                for a in waiting
+            ],
             had=[0.0] * len(waiting),
         )
         for account, floor in zip(waiting, floors, strict=True):
             account.lend(floor)
 
-    def _give_reserved(self, resource: Resource, groups: list[Group]) -> None:
+    def _give_reserved(self, resource: Resource, groups: list[Group], node: Pool | None) -> None:
+        """Lend what is reserved for identities; then what is reserved for whole classes, less what
+        their identities have got. Where it is too much, all get the same part of it."""
+        holders = [a for g in groups for a in g.members if a.reserve is not None and a.room > 0]
+        wishes: dict[Account, float] = {}
+        for account in holders:
+            assert account.reserve is not None
+            wishes[account] = max(0.0, min(account.reserve.level, account.room))
         for group in groups:
-            reserved = 0.0
-            for account in group.members:
-                bucket = account.reserve
-                if bucket is not None and account.room > 0:
-                    n = max(0.0, min(bucket.level, account.room, account.lendable))
-                    account.lend(n)
-                    bucket.level -= n
-                    reserved += n
+            _scale(wishes, [a for a in group.members if a in wishes], group.pools[resource])
+        _scale(wishes, holders, node)
+        for account, n in wishes.items():
+            assert account.reserve is not None
+            account.lend(n)
+            account.reserve.level -= n
+        for group in groups:
             whole = group.reserves[resource]
             if whole is not None:
                 whole.refill(self._now_s)
-                whole.level -= reserved
+                whole.level -= sum(wishes.get(account, 0.0) for account in group.members)
                 if whole.level > 0:
-                    whole.level -= _give(resource, [group], self._node[resource], whole.level)
+                    whole.level -= _give(resource, [group], node, whole.level)
 
     def _deal(self, identity: Identity) -> None:
         """Divide what the identity has among its busy payers."""
@@ -441,6 +457,15 @@ def _bound_needs(accounts: list[Account], pool: Pool | None) -> None:
         for account in accounts:
             if account.need < inf:
                 account.need *= most / held
+
+
+def _scale(wishes: dict[Account, float], holders: list[Account], pool: Pool | None) -> None:
+    """Cut wishes down alike to what the pool has."""
+    wished = sum(wishes[account] for account in holders)
+    free = max(0.0, _free(pool))
+    if wished > free:
+        for account in holders:
+            wishes[account] *= free / wished
 
 
 def _give(resource: Resource, groups: list[Group], node: Pool | None, most: float = inf) -> float:

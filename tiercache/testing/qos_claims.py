@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import inf
 
 from tiercache.policy.accounts import LIMIT_BURST_S, NODE_BURST_S
@@ -57,18 +58,19 @@ def reservations_are_met(simulation: Simulation, *, share: float = 0.97) -> list
     false = []
     for identity in simulation.plan.identities:
         reserved = (identity.shares[0].reserve, identity.shares[2].reserve)
-        if not any(reserved):
-            continue
+        only_bytes = reserved[0] and not reserved[1]
+        if not any(reserved) or (only_bytes and simulation.plan.node[2] < inf):
+            continue  # operations may bind before bytes do
         largest = largest_operation(simulation, identity.name)
         bins = simulation.seen.identities.get(identity.name, {})
-        for window in windows(bins, end_s=simulation.now_s):
+        for window in windows(simulation, bins):
             got = rates(window)
             lacking = [
                 f"{identity.name} got {had:.0f} of {want:.0f} reserved"
                 for had, want, n in zip(got, reserved, (largest, 1.0), strict=True)
                 if had < share * want - n / WINDOW_S
             ]
-            # One resource may bind the other: bytes that come one at an operation.
+            # What one resource is short of cannot be used of the other.
             if len(lacking) == sum(map(bool, reserved)) and not is_limited(simulation, identity):
                 false += lacking
     return false[:3]
@@ -88,11 +90,15 @@ def nobody_starves(simulation: Simulation) -> list[str]:
             continue
         class_limits = limits_of(classes[identity.class_name].shares)
         limits = [min(pair) for pair in zip(limits_of(identity.shares), class_limits, strict=True)]
-        debt_s = max(largest[identity.name] / limits[0], 1 / limits[2])
-        # Those of its class are in debt together, each by an operation.
-        mates = [one.name for one in plan.identities if one.class_name == identity.class_name]
-        class_s = sum(largest.get(name, 0.0) for name in mates) / class_limits[0]
-        allowed = max(1.0, all_s) + debt_s + max(class_s, len(mates) / class_limits[2])
+        # At first each of its payers has an operation at once.
+        own = f"identity {identity.name}"
+        debt_s = seen.over[f"{own} read"] / limits[0] + seen.over[f"{own} operations"] / limits[2]
+        mates = f"class {identity.class_name}"
+        class_s = (
+            seen.over[f"{mates} read"] / class_limits[0]
+            + seen.over[f"{mates} operations"] / class_limits[2]
+        ) / FLOOR_SHARE_RESERVED
+        allowed = max(1.0, all_s, class_s) + debt_s
         if seen.longest_gap_s[identity.name] > allowed:
             false.append(
                 f"{identity.name} waited {seen.longest_gap_s[identity.name]:.2f} s, "
@@ -110,16 +116,12 @@ def nothing_is_left_undone(simulation: Simulation, *, share: float = 0.95) -> li
     waited: dict[int, Bin] = {}
     for name in free:
         for number, of in seen.identities.get(name, {}).items():
-            if of.was_waiting and number in seen.node:
-                waited[number] = Bin(
-                    read_bytes=seen.node[number].read_bytes,
-                    operations=seen.node[number].operations,
-                    turns=1,
-                    waiting_turns=1,
-                )
+            whole = seen.node.get(number, Bin())
+            if of.waiting_turns == seen.turns.get(number):
+                waited[number] = replace(whole, waiting_turns=of.waiting_turns)
     largest = max((largest_operation(simulation, name) for name in seen.identities), default=0.0)
     false = []
-    for window in windows(waited, end_s=simulation.now_s):
+    for window in windows(simulation, waited):
         read, operations = rates(window)
         parts = (
             (read + largest / WINDOW_S) / plan.node[0],
@@ -151,18 +153,20 @@ def rates(stretch: Sequence[Bin]) -> Pair:
     )
 
 
-def windows(bins: dict[int, Bin], *, end_s: float) -> Iterator[list[Bin]]:
-    """Yield each stretch of ``WINDOW_S`` before ``end_s`` at every turn of which, and of the
-    settling before, somebody waited."""
+def windows(simulation: Simulation, bins: dict[int, Bin]) -> Iterator[list[Bin]]:
+    """Yield each stretch of ``WINDOW_S`` at every turn of which, and of the settling before,
+    somebody waited."""
     stretch: list[Bin] = []
     previous = -1
+    turns = simulation.seen.turns
     for number in sorted(bins):
-        if (number + 1) * BIN_S > end_s:
+        if (number + 1) * BIN_S > simulation.now_s:
             return  # it is not over
-        if number != previous + 1 or not bins[number].was_waiting:
+        was_waiting = bins[number].waiting_turns == turns.get(number)
+        if number != previous + 1 or not was_waiting:
             stretch = []
         previous = number
-        if bins[number].was_waiting:
+        if was_waiting:
             stretch.append(bins[number])
         if len(stretch) >= _SETTLING_BINS + _WINDOW_BINS:
             yield stretch[-_WINDOW_BINS:]

@@ -74,23 +74,19 @@ class Turns:
 
 @dataclass(slots=True)
 class Bin:
-    """What one identity or process did in ``BIN_S``. ``waits`` is how many operations waited;
-    ``was_waiting``: somebody did at every turn."""
+    """What the node, one identity or one process did in ``BIN_S``. ``waits`` is how many operations
+    waited, ``waiting_turns`` at how many turns somebody did."""
 
     read_bytes: float = 0.0
     operations: float = 0.0
-    turns: int = 0
     waiting_turns: int = 0
     waits: int = 0
-
-    @property
-    def was_waiting(self) -> bool:
-        return 0 < self.turns == self.waiting_turns
 
 
 @dataclass(slots=True)
 class Seen:
     """What happened. Bins by number since the beginning, absent where nobody did anything.
+    ``turns``: how many there were in each.
 
     ``excess``: by bucket, how far use went at most above ``rate * t + burst`` over any time t.
     ``longest_gap_s``: how long an identity waited without any progress; ``longest_wait_s``: the
@@ -104,7 +100,7 @@ class Seen:
     longest_gap_s: dict[str, float] = field(default_factory=dict)
     longest_wait_s: dict[int, float] = field(default_factory=dict)
     over: dict[str, float] = field(default_factory=dict)
-    turns: int = 0
+    turns: dict[int, int] = field(default_factory=dict)
     operations: int = 0
 
 
@@ -215,6 +211,8 @@ class Simulation:
             self.at(max(load.dies_s, self.now_s), lambda: self.kill(process.number))
         name = load.identity if load.identity in self._labels else DEFAULT_IDENTITY
         self.largest[name] = max(self.largest.get(name, 0.0), load.operation_bytes)
+        self.seen.identities.setdefault(load.identity, {})
+        self.seen.processes.setdefault(process.number, {})
         self._by_payer[process.payer] = process
         self._count_payer(process, 1)
         self._awake[process.number] = process
@@ -253,7 +251,6 @@ class Simulation:
         for process in [p for p in self._awake.values() if self._can_sleep(p)]:
             self._sleep(process)
         governor.turn(self.now_s)
-        self.seen.turns += 1
         for payer in governor.changed():
             process = self._by_payer[payer]
             self._publish(process)
@@ -379,8 +376,8 @@ class Simulation:
         self._progress_s[name] = max(at_s, self._progress_s.get(name, 0.0))
         number = int(at_s / BIN_S)
         for bins in (
-            seen.identities.setdefault(name, {}),
-            seen.processes.setdefault(process.number, {}),
+            seen.identities[name],
+            seen.processes[process.number],
             seen.node,
         ):
             of = bins.setdefault(number, Bin())
@@ -441,20 +438,15 @@ class Simulation:
     def _watch_waiting(self) -> None:
         """Note, at a turn, who waits and for how long nothing has moved."""
         number = int(self.now_s / BIN_S)
+        self.seen.turns[number] = self.seen.turns.get(number, 0) + 1
         waiting: dict[str, float] = {}
-        active = set()
         for process in self._awake.values():
-            name = process.load.identity
-            active.add(name)
-            own = self.seen.processes.setdefault(process.number, {}).setdefault(number, Bin())
-            own.turns += 1
             if process.since_s is not None:
-                own.waiting_turns += 1
+                name = process.load.identity
+                self.seen.processes[process.number].setdefault(number, Bin()).waiting_turns += 1
                 waiting[name] = min(process.since_s, waiting.get(name, inf))
-        for name in active:
-            of = self.seen.identities.setdefault(name, {}).setdefault(number, Bin())
-            of.turns += 1
-            of.waiting_turns += name in waiting
+        for name in waiting:
+            self.seen.identities[name].setdefault(number, Bin()).waiting_turns += 1
         for name, since_s in waiting.items():
             gap_s = self.now_s - max(since_s, self._progress_s.get(name, 0.0))
             longest = self.seen.longest_gap_s
