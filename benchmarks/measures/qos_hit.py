@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import statistics
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from operator import sub, truediv
+from typing import Any, NamedTuple
 
-from benchmarks.harness import Outcome, Race, Role
+from benchmarks.harness import Figure, Outcome, Role
 from benchmarks.lab import Lab
 from benchmarks.measures.hot import warm
 from benchmarks.qos_rig import Rig, governed
@@ -24,6 +27,8 @@ BEFORE, OFF, COPY, ON = "before", "policy off", "policy off, a copy", "policy on
 # The attributes of an entry by which a hit knows of a policy.
 ATTRIBUTES = {"pays": None, "mark": 1}
 TINY, WHOLE = "1 byte", "64 KiB"
+# Of one byte in a third of a millisecond: mostly undisturbed on a machine that is not quiet.
+BATCH_READS = 250
 
 Read = Callable[[Reader, str, int, int], bytes]
 
@@ -32,61 +37,93 @@ Read = Callable[[Reader, str, int, int], bytes]
 def hit_cost(lab: Lab, workload: Workload) -> Outcome:
     """The same reads by the hit path as it is, by the hit path without what the policy added to it,
     and under a policy whose limits are never reached; of one byte, where the copy of a page does
-    not drown the difference, and of 64 KiB."""
+    not drown the difference, and, off and on, of 64 KiB."""
     block = workload.access.block_bytes
     with ExitStack() as stack:
         off = stack.enter_context(governed(lab, workload, free=True))
         on = stack.enter_context(governed(lab, workload))
-        rng = lab.random()
-        places = [
-            rng.randrange(off.length_bytes // block) * block
-            for _ in range(workload.load.operations)
-        ]
-
-        def loop(reader: Reader, path: str, read: Read, length: int) -> Callable[[], None]:
-            def run() -> None:
-                for place in places:
-                    read(reader, path, place, length)
-
-            return run
-
-        race = Race(amount=len(places), unit="µs", per="op")
         for rig in (off, on):
             warm(rig.namespace, rig.path)
-        ways: tuple[tuple[str, Rig, Read, Role], ...] = (
-            (BEFORE, off, without(Reader.read, ATTRIBUTES), "bound"),
-            (OFF, off, Reader.read, "ours"),
-            (COPY, off, without(Reader.read, {}), "ours"),
-            (ON, on, Reader.read, "ours"),
+        rng = lab.random()
+        places = [rng.randrange(off.length_bytes // block) * block for _ in range(BATCH_READS)]
+        ways = (
+            Way(BEFORE, "bound", off, without(Reader.read, ATTRIBUTES)),
+            Way(OFF, "ours", off, Reader.read),
+            Way(COPY, "ours", off, without(Reader.read, {})),
+            Way(ON, "ours", on, Reader.read),
         )
-        for length, work in ((1, TINY), (block, WHOLE)):
-            for name, rig, read, role in ways:
-                if length == 1 or name in (OFF, ON):
-                    run = loop(rig.namespace.reader(), rig.path, read, length)
-                    race.add(name, role, run, work=work, bytes=len(places) * length)
-        race.run(workload.load.rounds, warm_up=workload.load.warm_up)
-    values = {(one.name, one.work): one.values for one in race.figures}
+        taken = {
+            TINY: _interleaved(workload, ways, places, 1),
+            WHOLE: _interleaved(workload, (ways[1], ways[3]), places, block),
+        }
+    tiny, whole = taken[TINY], taken[WHOLE]
     return Outcome(
-        figures=race.figures,
+        figures=tuple(
+            Figure(
+                name=way.name,
+                role=way.role,
+                unit="µs",
+                values=tuple(map(statistics.median, _shares(values[way.name], workload))),
+                work=work,
+            )
+            for work, values in taken.items()
+            for way in ways
+            if way.name in values
+        ),
         numbers={
-            OFF_COST: _difference(values[OFF, TINY], values[BEFORE, TINY]),
-            ON_COST: _difference(values[ON, TINY], values[OFF, TINY]),
-            ON_RATIO: statistics.median(
-                a / b for a, b in zip(values[ON, WHOLE], values[OFF, WHOLE], strict=True)
-            ),
-            NOISE: _difference(values[COPY, TINY], values[OFF, TINY]),
+            OFF_COST: _difference(tiny[OFF], tiny[BEFORE]),
+            ON_COST: _difference(tiny[ON], tiny[OFF]),
+            ON_RATIO: statistics.median(map(truediv, whole[ON], whole[OFF])),
+            NOISE: _difference(tiny[COPY], tiny[OFF]),
         },
-        sizes={"reads_a_round": len(places), "rounds": workload.load.rounds},
+        sizes={"reads_a_batch": BATCH_READS, "batches": len(tiny[OFF])},
         notes=(
-            "medians of the rounds' differences, all four in turns; before: the same function "
-            "compiled without what it asks of a policy; the copy: compiled anew as it is, whose "
-            "difference is what this method cannot see",
+            "batches of all four in turns, each a third of a millisecond; numbers are the medians "
+            "of the differences of neighbours. Before: the same function compiled without what it "
+            "asks of a policy. The copy: compiled anew as it is; its difference is what this "
+            "method cannot see",
         ),
     )
 
 
+class Way(NamedTuple):
+    name: str
+    role: Role
+    rig: Rig
+    read: Read
+
+
+def _interleaved(
+    workload: Workload, ways: Sequence[Way], places: Sequence[int], length: int
+) -> dict[str, list[float]]:
+    """Return the µs a read of each batch: one of each way, again and again, every other time in
+    reverse. What else the machine does in a moment falls on neighbours alike."""
+    batches = workload.load.rounds * (workload.load.operations // BATCH_READS)
+    taken: dict[str, list[float]] = {way.name: [] for way in ways}
+    now = time.perf_counter_ns
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(batches):
+            for way in ways[:: 1 if number % 2 == 0 else -1]:
+                read, reader, path = way.read, way.rig.namespace.reader(), way.rig.path
+                began = now()
+                for place in places:
+                    read(reader, path, place, length)
+                taken[way.name].append((now() - began) / 1e3 / len(places))
+    finally:
+        gc.enable()
+    return taken
+
+
+def _shares(values: Sequence[float], workload: Workload) -> list[Sequence[float]]:
+    """Return the batches of each round."""
+    size = len(values) // workload.load.rounds
+    return [values[at : at + size] for at in range(0, len(values), size)]
+
+
 def _difference(values: Sequence[float], others: Sequence[float]) -> float:
-    return statistics.median(a - b for a, b in zip(values, others, strict=True))
+    return statistics.median(map(sub, values, others))
 
 
 def without(function: Callable[..., Any], attributes: dict[str, Any]) -> Callable[..., Any]:
