@@ -180,7 +180,7 @@ def _house(pipe: Connection, settings: Settings, tenants: Sequence[Tenant]) -> N
         for one in pipes:
             one.send(span)
         pipe.send([[mine.recv() for mine, _ in room] for room in rooms])
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return  # one of them failed and has said so, or our owner is gone
 
 
