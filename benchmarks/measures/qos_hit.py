@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from operator import sub, truediv
 from typing import Any, NamedTuple
 
 from benchmarks.harness import Figure, Outcome, Role
@@ -73,7 +72,7 @@ def hit_cost(lab: Lab, workload: Workload) -> Outcome:
         numbers={
             OFF_COST: _difference(tiny[OFF], tiny[BEFORE]),
             ON_COST: _difference(tiny[ON], tiny[OFF]),
-            ON_RATIO: statistics.median(map(truediv, whole[ON], whole[OFF])),
+            ON_RATIO: statistics.median(a / b for a, b in zip(whole[ON], whole[OFF], strict=True)),
             NOISE: _difference(tiny[COPY], tiny[OFF]),
         },
         sizes={"reads_a_batch": BATCH_READS, "batches": len(tiny[OFF])},
@@ -123,7 +122,7 @@ def _shares(values: Sequence[float], workload: Workload) -> list[Sequence[float]
 
 
 def _difference(values: Sequence[float], others: Sequence[float]) -> float:
-    return statistics.median(map(sub, values, others))
+    return statistics.median(a - b for a, b in zip(values, others, strict=True))
 
 
 def without(function: Callable[..., Any], attributes: dict[str, Any]) -> Callable[..., Any]:
