@@ -348,7 +348,8 @@ class Governor:
             if payer.want is None:
                 others.append(payer)
             elif payer.missed_turns >= ABSENT_TURNS:
-                payer.grant = [ONE, ONE, ONE]
+                for resource in identity.rationed:
+                    payer.grant[resource] = ONE
         for resource in identity.rationed:
             left = identity.accounts[resource].balance
             if waiting:

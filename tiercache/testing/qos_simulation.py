@@ -23,8 +23,6 @@ from tiercache.policy.governor import Governor
 from tiercache.policy.qos import DEFAULT_IDENTITY, Plan, Rates, Shares
 from tiercache.policy.token_bucket import TokenBucket
 
-# How long a waiting client looks away at most.
-POLL_S = 0.002
 # What happened is counted in bins of so long.
 BIN_S = 0.5
 NOTHING: Rates = (0.0, 0.0, 0.0)
@@ -45,7 +43,7 @@ class Load:
     ``gap_s`` 0: a closed loop, the next when one has ended; else they arrive by themselves, so far
     apart on average (Poisson). ``on_s`` and ``off_s``: it asks for so long and is silent for so
     long, on average; inf: always. ``begins_s``: when it joins; ``dies_s``: when it is killed, and
-    ``lapses_s`` later its slot is free.
+    ``lapses_s`` later its slot is free. ``poll_s``: how long it looks away at most while it waits.
     """
 
     identity: str
@@ -57,6 +55,7 @@ class Load:
     begins_s: float = 0.0
     dies_s: float = inf
     lapses_s: float = 0.5
+    poll_s: float = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +301,8 @@ class Simulation:
         if process.since_s is not None:
             if process.admitted() == 0:
                 return
-            process.cursor_s = self.now_s + self._rng.random() * POLL_S
+            if process.cursor_s < self.now_s:
+                process.cursor_s = self.now_s + self._rng.random() * process.load.poll_s
         process.cursor_s = max(process.cursor_s, self.now_s)
         while process.cursor_s < until_s:
             if process.cursor_s >= process.phase_end_s and process.since_s is None:
