@@ -139,7 +139,12 @@ def _with_overrides(policy: Policy, overrides: Iterable[Override]) -> Policy:
 
 def _too_many(policy: Policy) -> Iterator[Problem]:
     counts = (
-        ("identity", len(policy.identities), MOST_IDENTITIES, "identities"),
+        (
+            "identity",
+            len(policy.all_identities),
+            MOST_IDENTITIES,
+            "identities, the default one too",
+        ),
         ("identity", len(policy.rules), MOST_RULES, "match rules"),
         ("class", len(policy.classes), MOST_IDENTITIES, "classes"),
         ("identity", len(policy.windows), MOST_WINDOWS, "hours in schedules"),
@@ -164,10 +169,8 @@ def _matches(rule: IdentityRule) -> Iterator[Problem]:
             cause="no rule: nobody is ever this identity",
             remedy=f'give it one, such as match = {{ name = "{rule.name}" }}',
         )
-    users = {word for word in rule.claim if word[:1] not in (ANYBODY, GROUP_SIGN)}
-    everybody_named = len(users) == len(rule.claim)
     for number, match in enumerate(rule.matches):
-        if match.name and everybody_named and match.user not in users and (match.user or not users):
+        if not _claimants(match, rule.claim):
             yield Problem(
                 at=(*at, number),
                 cause=f"{match} can match nobody: claim lets only "
@@ -176,23 +179,38 @@ def _matches(rule: IdentityRule) -> Iterator[Problem]:
             )
 
 
+def _claimants(match: MatchRule, claim: Iterable[str]) -> set[str]:
+    """Return the words of a claim that may let somebody whom the rule matches; anybody for a rule
+    without a name."""
+    if not match.name:
+        return {ANYBODY}
+    # A user goes by name and by number: "ada" may be "1000", but not "bob".
+    return {
+        word
+        for word in claim
+        if word[:1] in (ANYBODY, GROUP_SIGN)
+        or match.user in ("", word)
+        or match.user.isdecimal() != word.isdecimal()
+    }
+
+
 def _unreachable(rules: Sequence[ListedRule]) -> Iterator[Problem]:
-    """Find rules that can never win. Rules of other keys leave each other room, so that only one
-    of the same keys and values, listed before, can take everything from a rule."""
-    before: dict[MatchRule, list[ListedRule]] = {}
+    """Find rules that can never win. Rules of other keys leave each other room, so that only those
+    of the same keys and values, listed before, can take everything from a rule: unless they
+    let fewer people use the name."""
+    taken: dict[MatchRule, tuple[str, set[str]]] = {}  # who lists it, and for whom
     numbers: dict[str, int] = {}
     for listed in rules:
         number = numbers[listed.identity] = numbers.get(listed.identity, -1) + 1
-        for other in before.setdefault(listed.rule, []):
-            claimed = not listed.rule.name or ANYBODY in other.claim
-            if claimed or set(listed.claim) <= set(other.claim):
-                yield Problem(
-                    at=("identity", listed.identity, "match", number),
-                    cause=f"{listed.rule} can never win: {other.identity} lists the same before it",
-                    remedy="remove one of the two, or add a key",
-                )
-                break
-        before[listed.rule].append(listed)
+        claim = _claimants(listed.rule, listed.claim)
+        first, claimed = taken.setdefault(listed.rule, (listed.identity, set()))
+        if claim and (ANYBODY in claimed or claim <= claimed):
+            yield Problem(
+                at=("identity", listed.identity, "match", number),
+                cause=f"{listed.rule} can never win: {first} lists the same before it",
+                remedy="remove one of the two, or add a key",
+            )
+        claimed |= claim
 
 
 def _exceeds(less: Rate | None, more: Rate | None, of_all: float) -> bool:

@@ -216,7 +216,7 @@ class Policy:
         classes = tuple(_class_plan(rule, moment, rates) for rule in self._all_classes())
         identities = tuple(
             _identity_plan(rule, by_identity.get(rule.name, ()), moment, rates, cache_bytes)
-            for rule in self._all_identities()
+            for rule in self.all_identities
         )
         return _cut_reservations(
             Plan(
@@ -233,7 +233,9 @@ class Policy:
             return self.classes
         return (*self.classes, ClassRule(name=DEFAULT_CLASS))
 
-    def _all_identities(self) -> tuple[IdentityRule, ...]:
+    @property
+    def all_identities(self) -> tuple[IdentityRule, ...]:
+        """The identities, the default one among them."""
         if any(rule.name == DEFAULT_IDENTITY for rule in self.identities):
             return self.identities
         return (*self.identities, IdentityRule(name=DEFAULT_IDENTITY))
