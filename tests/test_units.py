@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +16,11 @@ from tiercache.units import (
     TIB,
     format_bytes,
     format_duration,
+    parse_byte_rate,
     parse_bytes,
     parse_duration,
+    parse_operation_rate,
+    parse_operations,
     parse_ratio,
 )
 
@@ -118,3 +123,37 @@ def test_format_duration(seconds: float, text: str) -> None:
 @given(st.integers(0, 1 << 60))
 def test_what_is_printed_can_be_read_again_within_its_precision(count: int) -> None:
     assert parse_bytes(format_bytes(count)) == pytest.approx(count, rel=0.06, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("500MB/s", 5e8), ("2GiB/s", 2 * GIB), ("1.5kB / s", 1500), ("7/s", 7), ("1kB/sec", 1000)],
+)
+def test_byte_rates(text: str, rate: float) -> None:
+    assert parse_byte_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("20k/s", 20000), ("500/s", 500), ("1.5M/s", 1.5e6), ("0.5 /sec", 0.5)]
+)
+def test_operation_rates(text: str, rate: float) -> None:
+    assert parse_operation_rate(text) == rate
+    assert parse_operations(text.partition("/")[0]) == rate
+
+
+@pytest.mark.parametrize("text", ["", "5", "5MB", "5MB/m", "5Mbit/s", "-5MB/s", "/s", "5MB/s/s"])
+def test_what_is_no_byte_rate_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a rate"):
+        parse_byte_rate(text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5k", "5G/s", "5k/m", "-5/s", "/s", "5KiB/s"])
+def test_what_is_no_operation_rate_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a rate"):
+        parse_operation_rate(text)
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_duration, parse_operations, parse_byte_rate])
+def test_numbers_beyond_all_floats_are_refused(parse: Callable[[str], float]) -> None:
+    with pytest.raises(ConfigError):
+        parse("9" * 400)

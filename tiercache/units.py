@@ -25,6 +25,11 @@ _SECONDS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0} | {
     "h": 3600.0,
     "d": 86400.0,
 }
+_EXAMPLES = {
+    "size": "write it like 512MiB, 2TiB or 10GB",
+    "duration": "write it like 500ms, 60s, 5m or 1h",
+    "number of operations": "write it like 20k or 500",
+}
 _OPERATIONS = {"": 1, "k": 1000, "m": 10**6}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
@@ -33,7 +38,7 @@ def _split(text: str, what: str) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(text)
     # Beyond 300 digits a float is infinite; nobody means that.
     if match is None or len(text) > 300:
-        raise ConfigError(f"{text[:300]!r} is not a {what}")
+        raise ConfigError(f"{text[:300]!r} is not a {what}", remedy=_EXAMPLES.get(what, ""))
     return float(match[1]), match[2].lower()
 
 
@@ -45,7 +50,7 @@ def parse_bytes(text: str | int) -> int:
         return text
     number, unit = _split(text, "size")
     if unit not in _BYTES:
-        raise ConfigError(f"{text!r} has no size unit", remedy="write it like 512MiB, 2TiB or 10GB")
+        raise ConfigError(f"{text!r} has no size unit", remedy=_EXAMPLES["size"])
     return int(number * _BYTES[unit])
 
 
@@ -67,13 +72,17 @@ def parse_operation_rate(text: str) -> float:
     count, slash, second = text.partition("/")
     if not slash or second.strip() not in ("s", "sec"):
         raise ConfigError(f"{text!r} is not a rate of operations", remedy=remedy)
-    return parse_operations(count, remedy)
+    try:
+        return parse_operations(count)
+    except ConfigError:
+        raise ConfigError(f"{text!r} is not a rate of operations", remedy=remedy) from None
 
 
-def parse_operations(text: str, remedy: str = "write it like 20k or 500") -> float:
-    """Return a number of operations from "20k"."""
+def parse_operations(text: str) -> float:
+    """Return a number of operations from "20k". Raises ConfigError for anything else."""
     number, unit = _split(text, "number of operations")
     if unit not in _OPERATIONS:
+        remedy = _EXAMPLES["number of operations"]
         raise ConfigError(f"{text!r} is not a number of operations", remedy=remedy)
     return number * _OPERATIONS[unit]
 
@@ -86,7 +95,7 @@ def parse_duration(text: str | int | float) -> float:
         return float(text)
     number, unit = _split(text, "duration")
     if unit not in _SECONDS:
-        raise ConfigError(f"{text!r} has no time unit", remedy="write it like 500ms, 60s, 5m or 1h")
+        raise ConfigError(f"{text!r} has no time unit", remedy=_EXAMPLES["duration"])
     return number * _SECONDS[unit]
 
 

@@ -536,7 +536,36 @@ def test_document_runs_as_a_program(tmp_path: Path) -> None:
     assert target.read_text(encoding="utf-8") == document()
 
 
+@pytest.mark.parametrize("text", ["a = " + "1" * 5000, "a = " + "[" * 5000])
+def test_numbers_and_arrays_without_end_are_refused(
+    text: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_text(text, tmp_path, environ)
+
+
 # ---- places
+
+
+def test_places_are_found_in_linear_time() -> None:
+    """Cubic time would take days."""
+    blanks = " " * 100_000
+    assert line_numbers(f"a = [\n[{blanks}\n]]\n{blanks}b = 1") == {("a",): 1, ("b",): 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("[[a]]\n[a.b]\nc = 1\n[[a]]", {("a",): 1, ("a", 0, "b", "c"): 3, ("a", 1): 4}),
+        ('"x=y" = 1', {("x=y",): 1}),
+        ("[ 'a]b' . c ] # d\r\ne = 1", {("a]b", "c", "e"): 2}),
+        ("a = [\n['b'],\n[1],\n]\nc = 1", {("c",): 5}),
+    ],
+)
+def test_places_of(text: str, places: dict[tuple[str | int, ...], int]) -> None:
+    assert places.items() <= line_numbers(text).items()
+    tomllib.loads(text)
+
 
 _KEY = st.text("abc-_", min_size=1, max_size=3)
 

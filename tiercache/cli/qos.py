@@ -13,6 +13,7 @@ from tiercache.cli.names import JSON
 from tiercache.cli.output import out, out_json, say
 
 if TYPE_CHECKING:
+    from tiercache.config.qos_policy import Checked
     from tiercache.policy.qos_checks import Problem
     from tiercache.policy.qos_rules import Policy
 
@@ -32,8 +33,6 @@ def check(
     No agent is needed. What depends on the node or the cache (rates that are "auto", shares of the
     cache) is checked again when the policy is applied.
     """
-    from tiercache.config.qos_policy import check_policy
-
     if schema:
         from tiercache.config.qos_json_schema import json_schema
 
@@ -41,19 +40,17 @@ def check(
         return ExitCode.OK
     if file is None:
         raise typer.BadParameter("name the policy file", param_hint="FILE")
+    from tiercache.config.qos_policy import check_policy
 
     checked = check_policy(read_policy(file), where=file)
-    code = ExitCode.CONFIG if checked.problems else ExitCode.OK
     if as_document:
-        out_json(
-            {
-                "file": file,
-                "valid": not checked.problems,
-                "problems": [_document(problem) for problem in checked.problems],
-                "warnings": [_document(problem) for problem in checked.warnings],
-            }
-        )
-        return code
+        out_json(_checked_document(file, checked))
+    else:
+        _print_checked(checked)
+    return ExitCode.CONFIG if checked.problems else ExitCode.OK
+
+
+def _print_checked(checked: Checked) -> None:
     for problem in checked.problems:
         say(f"tiercache: {problem}")
     for problem in checked.warnings:
@@ -65,7 +62,18 @@ def check(
             f"{len(policy.classes)} classes, {len(policy.rules)} rules, "
             f"{len(policy.backends)} backends"
         )
-    return code
+
+
+def _checked_document(file: str, checked: Checked) -> dict[str, Any]:
+    from tiercache.config.qos_document import policy_document
+
+    return {
+        "file": file,
+        "valid": not checked.problems,
+        "policy": policy_document(checked.policy) if checked.policy else None,
+        "problems": [_document(problem) for problem in checked.problems],
+        "warnings": [_document(problem) for problem in checked.warnings],
+    }
 
 
 def diff(

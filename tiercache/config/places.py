@@ -25,6 +25,7 @@ def line_numbers(text: str) -> dict[Path, int]:
         if parts:
             table = _inside(parts, counts)
             if opening == "[[":
+                found.setdefault(table, number)
                 index = counts.get(table, -1) + 1
                 counts[table] = index
                 table = (*table, index)

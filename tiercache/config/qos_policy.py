@@ -95,7 +95,7 @@ def check_policy(
 
 def parse_document(document: Mapping[str, object], *, where: str) -> Policy:
     """Return the policy of tables such as ``policy_document`` gives. Raises ConfigError."""
-    checked = _checked(_Reader(where, {}), document, UNKNOWN_RATES, None)
+    checked = _checked(_Reader(where, None), document, UNKNOWN_RATES, None)
     if checked.policy is None:
         raise refusal(checked.problems, where)
     return checked.policy
@@ -119,9 +119,10 @@ def _checked(
 class _Reader:
     """Reads tables by their schema and gathers what is wrong."""
 
-    def __init__(self, where: str, lines: Mapping[Path, int]) -> None:
+    def __init__(self, where: str, lines: dict[Path, int] | None) -> None:
+        """``lines`` is None where there is no text."""
         self._where = where
-        self._lines = dict(lines)  # none where there is no text
+        self._lines = lines
         self._sources: dict[tuple[str, str], int] = {}  # of a named table: its number in the file
         self._rules: dict[str, list[int]] = {}  # of an identity's rules: numbers of their tables
         self.problems: list[Problem] = []
@@ -215,7 +216,7 @@ class _Reader:
                 count = prod(map(len, match.values()))
                 at: Path = ("identity", name or number, "match", index)
                 source: Path = ("identity", number, "match", index)
-                if not match:
+                if not match and not any(one.at[:3] == at[:3] for one in self.problems):
                     remedy = 'whoever no rule matches is "default" already: add a key'
                     self.wrong(at, source, "an empty rule", remedy)
                 elif count > MOST_COMBINATIONS:
@@ -230,7 +231,9 @@ class _Reader:
         self.problems.append(Problem(at=at, cause=cause, remedy=remedy, place=place))
 
     def _place(self, source: Path) -> str:
-        return f"{self._where}:{line_of(self._lines, source)}" if self._lines else self._where
+        if self._lines is None:
+            return self._where
+        return f"{self._where}:{line_of(self._lines, source)}"
 
     def placed(self, problem: Problem) -> Problem:
         """Add where it stands; what comes from the profile stands at the profile's line."""
@@ -315,7 +318,7 @@ def _profile(name: str) -> _Values:
     if not name:
         return {}
     text = qos_profiles.TEXTS[name]
-    return _Reader(name, {}).table(POLICY, parse_toml(text, name), (), ())
+    return _Reader(name, None).table(POLICY, parse_toml(text, name), (), ())
 
 
 def _policy(values: _Values, profile: _Values) -> Policy:

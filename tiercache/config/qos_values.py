@@ -301,19 +301,23 @@ _UNITS = (("TiB", 1 << 40), ("TB", 10**12), ("GiB", 1 << 30), ("GB", 10**9), ("M
 
 def _written_bytes(count: float, end: str) -> object:
     """Return the shortest exact text of a number of bytes, or the number."""
+    if count != int(count):
+        return count
     exact = [
         f"{int(count) // unit_bytes}{unit}{end}"
-        for unit, unit_bytes in _UNITS
-        if count and count % unit_bytes == 0
+        for unit, unit_bytes in (*_UNITS, ("B", 1))
+        if count % unit_bytes == 0
     ]
-    return min(exact, key=len, default=_plain(count))
+    return min(exact, key=len)
 
 
-def _written_operations(count: float, end: str) -> object:
+def _written_operations(count: float) -> object:
     for unit, factor in (("M", 10**6), ("k", 1000)):
         if count and count % factor == 0:
-            return f"{int(count) // factor}{unit}{end}"
-    return _plain(count)
+            return f"{int(count) // factor}{unit}/s"
+    plain = _plain(count)
+    # An exponent is no part of the grammar.
+    return plain if "e" in repr(plain) else f"{plain}/s"
 
 
 def _plain(number: float) -> float:
@@ -337,9 +341,9 @@ def written(kind: Kind, value: object) -> object:
         case Kind.SIZE_SHARE | Kind.BYTE_BURST:
             return _written_bytes(value, "")
         case Kind.OPERATION_RATE | Kind.OPERATION_SHARE | Kind.OPERATION_LIMIT:
-            return _written_operations(value, "/s")
+            return _written_operations(value)
         case Kind.NODE_OPERATIONS:
-            return _written_operations(value, "/s")
+            return _written_operations(value)
         case Kind.DURATION if "e" not in repr(value):
             return f"{_plain(value)}s"
         case _:
