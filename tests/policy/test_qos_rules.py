@@ -1,4 +1,4 @@
-"""Policies as values: who is charged, what holds when, and what is refused, against brute force."""
+"""What holds of a policy at a moment: hours, plans."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercache.policy.qos import (
-    DEFAULT_CLASS,
-    DEFAULT_IDENTITY,
-    Claimant,
-    Plan,
-    Rates,
-    Resource,
+from tests.policy.qos_cases import (
+    MEASURED,
+    MONDAY,
+    NIGHT,
+    WEEKEND,
+    WINDOWS,
+    WORKDAYS,
+    at,
+    moment_of,
+    policies,
+    rule,
 )
-from tiercache.policy.qos_checks import (
-    MOST_IDENTITIES,
-    MOST_WINDOWS,
-    find_problems,
-    find_warnings,
-)
+from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, Plan, Rates, Resource
+from tiercache.policy.qos_checks import find_problems
 from tiercache.policy.qos_match import MatchRule
 from tiercache.policy.qos_rules import (
     CapacityTerms,
@@ -32,7 +32,6 @@ from tiercache.policy.qos_rules import (
     NodeRule,
     Override,
     Policy,
-    Rate,
     Schedule,
     ShareTerms,
     Terms,
@@ -41,237 +40,6 @@ from tiercache.policy.qos_rules import (
 from tiercache.policy.qos_schedule import DAY_MINUTES, WEEK_MINUTES, Moment, Window
 
 pytestmark = pytest.mark.timeout(60)
-
-NIGHT = Window(days=(4,), start_minute=22 * 60, end_minute=6 * 60)
-WORKDAYS = Window(days=(0, 1, 2, 3, 4), start_minute=8 * 60, end_minute=20 * 60)
-WEEKEND = Window(days=(5, 6), start_minute=0, end_minute=DAY_MINUTES)
-MONDAY = Moment(weekday=0, minute=0)
-
-
-def at(day: int, hour: int, minute: int = 0, second: float = 0.0) -> Moment:
-    return Moment(weekday=day, minute=hour * 60 + minute, second=second)
-
-
-def rule(name: str, *matches: MatchRule, claim: tuple[str, ...] = ("*",)) -> IdentityRule:
-    return IdentityRule(name=name, matches=matches, claim=claim)
-
-
-# ---- who is charged
-
-ADA = Claimant(users=frozenset({"ada", "1000"}), groups=frozenset({"ml", "users", "100"}))
-
-
-@pytest.mark.parametrize(
-    ("matches", "path", "identity"),
-    [
-        ({}, "/x", "default"),
-        ({"a": MatchRule(user="bob")}, "/x", "default"),
-        ({"a": MatchRule(user="ada")}, "/x", "a"),
-        ({"a": MatchRule(user="1000")}, "/x", "a"),
-        # more keys go before more telling ones
-        ({"a": MatchRule(name="n"), "b": MatchRule(user="ada", path="/x")}, "/x/y", "b"),
-        ({"a": MatchRule(name="n"), "b": MatchRule(user="ada", path="/x")}, "/xy", "a"),
-        # of equally many: name, access key, user, group, path
-        ({"a": MatchRule(access_key="k"), "b": MatchRule(name="n")}, "/x", "b"),
-        ({"a": MatchRule(user="ada"), "b": MatchRule(access_key="k")}, "/x", "b"),
-        ({"a": MatchRule(group="ml"), "b": MatchRule(user="ada")}, "/x", "b"),
-        ({"a": MatchRule(path="/x/y/z"), "b": MatchRule(group="ml")}, "/x/y/z", "b"),
-        # then the longer path, then who is listed first
-        ({"a": MatchRule(path="/x"), "b": MatchRule(path="/x/y")}, "/x/y", "b"),
-        ({"a": MatchRule(path="/x"), "b": MatchRule(path="/x/y")}, "/x/yy", "a"),
-        ({"a": MatchRule(group="users"), "b": MatchRule(group="ml")}, "/x", "a"),
-        ({"a": MatchRule(path="s3://b/p")}, "s3://b/p/q", "a"),
-        ({"a": MatchRule(path="s3://b/p")}, "s3://b/pq", "default"),
-    ],
-)
-def test_the_most_specific_rule_wins(
-    matches: dict[str, MatchRule], path: str, identity: str
-) -> None:
-    policy = Policy(identities=tuple(rule(name, match) for name, match in matches.items()))
-    claimant = replace(ADA, name="n", access_key="k")
-    assert policy.identify(claimant, path) == identity
-
-
-@pytest.mark.parametrize(
-    ("claim", "identity"),
-    [
-        (("*",), "training"),
-        (("ada",), "training"),
-        (("@ml",), "training"),
-        (("bob", "@users"), "training"),
-        (("ml",), "default"),
-        (("@ada",), "default"),
-        (("bob",), "default"),
-        ((), "default"),
-    ],
-)
-def test_a_name_counts_only_for_whom_the_claim_lets(claim: tuple[str, ...], identity: str) -> None:
-    policy = Policy(identities=(rule("training", MatchRule(name="train"), claim=claim),))
-    claimant = replace(ADA, name="train")
-    assert policy.identify(claimant, "/x") == identity
-    explained = policy.explain(claimant, "/x")
-    assert explained.identity == identity
-    assert [one.refused for one in explained.candidates] == [identity == "default"]
-    # What gives no name needs no claim.
-    policy = Policy(identities=(rule("training", MatchRule(user="ada"), claim=claim),))
-    assert policy.identify(claimant, "/x") == "training"
-
-
-def test_explanations_say_what_decided() -> None:
-    policy = Policy(
-        identities=(
-            rule("listed-first", MatchRule(group="ml", path="/x")),
-            rule("winner", MatchRule(user="ada", path="/x/y")),
-            rule("fewer", MatchRule(user="ada")),
-            rule("refused", MatchRule(name="boss"), claim=("bob",)),
-            rule("shorter", MatchRule(user="ada", path="/x")),
-            rule("later", MatchRule(user="1000", path="/x/y")),
-            rule("elsewhere", MatchRule(user="ada", path="/z")),
-        )
-    )
-    explained = policy.explain(replace(ADA, name="boss"), "/x/y")
-    assert explained.identity == "winner"
-    assert [(one.identity, one.reason) for one in explained.candidates] == [
-        ("winner", ""),
-        ("later", "is listed later"),
-        ("shorter", "its path is shorter than /x/y"),
-        ("listed-first", "user goes before group"),
-        ("fewer", "gives fewer keys: 1, not 2"),
-        ("refused", "refused lets only bob use the name 'boss'"),
-    ]
-    assert "most specific of 5" in explained.reason
-    assert policy.explain(Claimant(), "/q").reason == "no rule matches"
-
-
-_WORDS = st.sampled_from(["", "a", "b"])
-_PATHS = ("/x", "/x/y", "/x/y/z", "/xy", "/w")
-_MATCHES = st.builds(
-    MatchRule,
-    user=_WORDS,
-    group=_WORDS,
-    name=_WORDS,
-    access_key=_WORDS,
-    path=st.sampled_from(["", *_PATHS]),
-).filter(lambda match: match != MatchRule())
-_CLAIMS = st.sampled_from([("*",), ("a",), ("b",), ("@a",), ("a", "@b"), ()])
-_WHO = st.builds(
-    Claimant,
-    users=st.frozensets(st.sampled_from(["a", "b"])),
-    groups=st.frozensets(st.sampled_from(["a", "b"])),
-    name=_WORDS,
-    access_key=_WORDS,
-)
-_IDENTITIES = st.lists(st.tuples(st.lists(_MATCHES, max_size=4), _CLAIMS), max_size=6).map(
-    lambda rules: tuple(
-        rule(f"i{number}", *matches, claim=claim) for number, (matches, claim) in enumerate(rules)
-    )
-)
-
-
-def charged(identities: tuple[IdentityRule, ...], who: Claimant, path: str) -> str:
-    """The rule of docs/qos-policy.md, word by word and with no other thought."""
-    best: tuple[list[object], str] | None = None
-    for identity in identities:
-        for match in identity.matches:
-            given = {
-                "name": match.name,
-                "access_key": match.access_key,
-                "user": match.user,
-                "group": match.group,
-                "path": match.path,
-            }
-            lets = any(
-                word == "*" or word in who.users or (word[0] == "@" and word[1:] in who.groups)
-                for word in identity.claim
-            )
-            inside = path == match.path or path.startswith(f"{match.path}/")
-            holds = (
-                (not match.name or (who.name == match.name and lets))
-                and (not match.access_key or who.access_key == match.access_key)
-                and (not match.user or match.user in who.users)
-                and (not match.group or match.group in who.groups)
-                and (not match.path or inside)
-            )
-            if not holds:
-                continue
-            rank: list[object] = [sum(1 for value in given.values() if value)]
-            rank += [bool(given[key]) for key in ("name", "access_key", "user", "group", "path")]
-            rank.append(len(match.path))
-            if best is None or rank > best[0]:
-                best = (rank, identity.name)
-    return best[1] if best else DEFAULT_IDENTITY
-
-
-@given(_IDENTITIES, _WHO, st.sampled_from([*_PATHS, "/x/q", "/", "s3://x"]))
-@settings(max_examples=400)
-def test_seats_explanations_and_identities_agree_with_brute_force(
-    identities: tuple[IdentityRule, ...], who: Claimant, path: str
-) -> None:
-    policy = Policy(identities=identities)
-    expected = charged(identities, who, path)
-    assert policy.identify(who, path) == expected
-    assert policy.explain(who, path).identity == expected
-    seats = policy.seats(who)
-    assert seats[-1].path == ""
-    assert [seat.path for seat in seats[:-1]].count("") == 0
-    first = next(s for s in seats if s.path in ("", path) or path.startswith(f"{s.path}/"))
-    assert first.identity == expected
-
-
-# Those who claim are nobody that a rule names: else a claim is a key in disguise.
-_FOREIGN_CLAIMS = st.sampled_from([("*",), ("p",), ("@q",), ("p", "@q"), ("r", "p"), ()])
-
-
-@given(_IDENTITIES, st.lists(_FOREIGN_CLAIMS, min_size=6, max_size=6))
-@settings(max_examples=300)
-def test_a_rule_is_refused_as_unreachable_exactly_where_nobody_is_charged_by_it(
-    identities: tuple[IdentityRule, ...], claims: list[tuple[str, ...]]
-) -> None:
-    """Whoever has just what a rule asks for, and one of its claims, reaches it."""
-    identities = tuple(
-        replace(one, claim=claim) for one, claim in zip(identities, claims, strict=False)
-    )
-    policy = Policy(identities=identities)
-    refused = {problem.at for problem in find_problems(policy) if "can " in problem.cause}
-    place = 0
-    for identity in identities:
-        for number, match in enumerate(identity.matches):
-            winners = [
-                policy.explain(who, match.path or "/nowhere").candidates
-                for who in fitting(match, identity.claim if match.name else ("*",))
-            ]
-            listed = policy.rules[place]
-            place += 1
-            assert (listed.identity, listed.rule) == (identity.name, match)
-            # Of equal rules of one identity, which of them won cannot be told: the first did.
-            first = identity.matches.index(match) == number
-            reached = first and any(
-                won
-                and not won[0].refused
-                and (won[0].identity, won[0].rule) == (identity.name, match)
-                for won in winners
-            )
-            assert reached is (("identity", identity.name, "match", number) not in refused)
-
-
-def fitting(match: MatchRule, claim: tuple[str, ...]) -> list[Claimant]:
-    """Those who have what a rule asks for and nothing else, each with one word of the claim."""
-    found = []
-    for word in claim:
-        users = {match.user} if match.user else {word} if word[0] not in "*@" else {"somebody"}
-        groups = ({match.group} if match.group else set()) | (
-            {word[1:]} if word[0] == "@" else set()
-        )
-        found.append(
-            Claimant(
-                users=frozenset(users),
-                groups=frozenset(groups),
-                name=match.name,
-                access_key=match.access_key,
-            )
-        )
-    return found
-
 
 # ---- hours
 
@@ -318,21 +86,8 @@ def test_hours(window: Window, text: str, inside: list[Moment], outside: list[Mo
     assert not any(map(window.holds, outside))
 
 
-_WINDOWS = st.builds(
-    Window,
-    days=st.sets(st.integers(0, 6), min_size=1).map(lambda days: tuple(sorted(days))),
-    start_minute=st.integers(0, DAY_MINUTES - 1),
-    end_minute=st.integers(1, DAY_MINUTES),
-).filter(lambda window: window.start_minute != window.end_minute)
-
-
-def moment_of(week_minute: int, second: float = 0.0) -> Moment:
-    day, minute = divmod(week_minute % WEEK_MINUTES, DAY_MINUTES)
-    return Moment(weekday=day, minute=minute, second=second)
-
-
 @given(
-    st.lists(_WINDOWS, min_size=1, max_size=3), st.integers(0, WEEK_MINUTES - 1), st.integers(0, 59)
+    st.lists(WINDOWS, min_size=1, max_size=3), st.integers(0, WEEK_MINUTES - 1), st.integers(0, 59)
 )
 @settings(max_examples=60)
 def test_the_next_change_is_the_first_minute_at_which_anything_differs(
@@ -480,51 +235,6 @@ def test_overrides_end() -> None:
     assert overrides_in_force([kept, ends], 100.0) == (kept,)
 
 
-_RATES = st.one_of(
-    st.none(),
-    st.floats(0.01, 1e12),
-    st.integers(0, 100).map(lambda percent: Fraction(of_all=percent / 100)),
-)
-_SHARES = st.builds(
-    ShareTerms,
-    reserve=_RATES,
-    limit=_RATES.filter(lambda rate: rate != Fraction(of_all=0)),
-    weight=st.one_of(st.none(), st.floats(0.01, 100)),
-)
-_TERMS = st.builds(Terms, read=_SHARES, write=_SHARES, operations=_SHARES)
-_SCHEDULES = st.lists(
-    st.builds(Schedule, when=_WINDOWS.map(lambda window: (window,)), terms=_TERMS), max_size=2
-).map(tuple)
-
-
-@st.composite
-def policies(draw: st.DrawFn) -> Policy:
-    node = NodeRule(
-        read=draw(st.one_of(st.none(), st.floats(1, 1e12))),
-        operations=draw(st.one_of(st.none(), st.floats(1, 1e9))),
-    )
-    class_names = ["default", "c1", "c2"]
-    classes = tuple(
-        ClassRule(name=name, terms=draw(_TERMS), schedules=draw(_SCHEDULES))
-        for name in draw(st.sets(st.sampled_from(class_names)))
-    )
-    known = ["default", *(one.name for one in classes)]
-    identities = tuple(
-        IdentityRule(
-            name=f"i{number}",
-            class_name=draw(st.sampled_from(known)),
-            matches=(MatchRule(user=f"u{number}"),),
-            terms=draw(_TERMS),
-            schedules=draw(_SCHEDULES),
-        )
-        for number in range(draw(st.integers(0, 4)))
-    )
-    return Policy(node=node, classes=classes, identities=identities)
-
-
-_MEASURED = st.tuples(*[st.one_of(st.just(inf), st.floats(1, 1e12))] * 3)
-
-
 def reserved(plan: Plan, resource: Resource) -> float:
     """What all reservations come to: a class's and those of its identities overlap."""
     total = 0.0
@@ -538,7 +248,7 @@ def reserved(plan: Plan, resource: Resource) -> float:
     return total
 
 
-@given(policies(), _MEASURED, st.integers(0, WEEK_MINUTES - 1))
+@given(policies(), MEASURED, st.integers(0, WEEK_MINUTES - 1))
 @settings(max_examples=60)
 def test_no_plan_reserves_more_than_the_node_delivers(
     policy: Policy, measured: Rates, week_minute: int
@@ -561,7 +271,7 @@ def test_no_plan_reserves_more_than_the_node_delivers(
             assert not isinf(share.reserve)
 
 
-@given(policies(), _MEASURED, st.lists(st.integers(0, WEEK_MINUTES - 1), max_size=20))
+@given(policies(), MEASURED, st.lists(st.integers(0, WEEK_MINUTES - 1), max_size=20))
 @settings(max_examples=100)
 def test_what_is_not_refused_is_granted_in_full_at_any_hour(
     policy: Policy, measured: Rates, minutes: list[int]
@@ -577,216 +287,3 @@ def test_what_is_not_refused_is_granted_in_full_at_any_hour(
             alone = Policy(node=policy.node, identities=(replace(rule, class_name="default"),))
             hoped = alone.plan(moment_of(minute), measured).identities[0]
             assert mine.shares == hoped.shares
-
-
-# ---- what is refused
-
-
-def shares(reserve: Rate | None = None, limit: Rate | None = None) -> Terms:
-    return Terms(read=ShareTerms(reserve=reserve, limit=limit))
-
-
-def matched(name: str, **more: object) -> IdentityRule:
-    return IdentityRule(name=name, matches=(MatchRule(user=name),), **more)  # type: ignore[arg-type]  # tests give what it takes
-
-
-@pytest.mark.parametrize(
-    ("policy", "key", "cause"),
-    [
-        (
-            Policy(identities=(matched("a", class_name="zz"),)),
-            "identity[a].class",
-            "no class 'zz'",
-        ),
-        (Policy(identities=(rule("a"),)), "identity[a].match", "no rule"),
-        (
-            Policy(identities=(rule("default", MatchRule(user="x")),)),
-            "identity[default].match",
-            "whoever no rule matches",
-        ),
-        (
-            Policy(identities=(rule("a", MatchRule(name="x"), claim=()),)),
-            "identity[a].match[0]",
-            "claim lets only nobody",
-        ),
-        (
-            Policy(identities=(rule("a", MatchRule(name="x", user="u"), claim=("v",)),)),
-            "identity[a].match[0]",
-            "claim lets only v",
-        ),
-        (
-            Policy(
-                identities=(
-                    rule("a", MatchRule(name="x", user="u"), claim=("@g",)),
-                    rule("b", MatchRule(name="x", user="u"), claim=("v", "@g")),
-                )
-            ),
-            "identity[b].match[0]",
-            "a lists the same before it",
-        ),
-        (
-            Policy(identities=(rule("a", MatchRule(path="/x")), rule("b", MatchRule(path="/x")))),
-            "identity[b].match[0]",
-            "a lists the same before it",
-        ),
-        (
-            Policy(
-                identities=(
-                    rule("a", MatchRule(name="x"), claim=("u",)),
-                    rule("b", MatchRule(name="x"), claim=("v",)),
-                    rule("c", MatchRule(name="x"), claim=("u", "v")),
-                )
-            ),
-            "identity[c].match[0]",
-            "a lists the same before it",
-        ),
-        (
-            Policy(identities=(matched("a", terms=shares(reserve=2.0, limit=1.0)),)),
-            "identity[a].read.reserve",
-            "more than the limit",
-        ),
-        (
-            Policy(
-                identities=(
-                    matched(
-                        "a",
-                        terms=shares(reserve=2.0),
-                        schedules=(Schedule(when=(NIGHT,), terms=shares(limit=1.0)),),
-                    ),
-                )
-            ),
-            "identity[a].schedule[0].read.limit",
-            "more than the limit",
-        ),
-        (
-            Policy(identities=(matched("a", capacity=CapacityTerms(min=2, max=1)),)),
-            "identity[a].capacity.min",
-            "min is more than max",
-        ),
-        (
-            Policy(
-                identities=(
-                    matched("a", capacity=CapacityTerms(min=Fraction(of_all=0.6))),
-                    matched("b", capacity=CapacityTerms(min=Fraction(of_all=0.6))),
-                )
-            ),
-            "identity[a].capacity.min",
-            "1.2 of the cache",
-        ),
-        (
-            Policy(
-                identities=(
-                    matched("a", terms=shares(reserve=Fraction(of_all=0.6))),
-                    matched("b", terms=shares(reserve=Fraction(of_all=0.6))),
-                )
-            ),
-            "identity[a].read.reserve",
-            "120% together, the node delivers 100%",
-        ),
-        (
-            Policy(
-                node=NodeRule(read=1e9),
-                classes=(ClassRule(name="c", terms=shares(reserve=7e8)),),
-                identities=(
-                    matched("a", class_name="c", terms=shares(reserve=6e8)),
-                    matched(
-                        "b",
-                        terms=shares(reserve=1e8),
-                        schedules=(Schedule(when=(NIGHT,), terms=shares(reserve=4e8)),),
-                    ),
-                ),
-            ),
-            "class[c].read.reserve",
-            "1100MB/s together on Fri at 22:00, the node delivers 1000MB/s",
-        ),
-        (
-            Policy(
-                classes=(ClassRule(name="c", terms=shares(limit=1e9)),),
-                node=NodeRule(read=5e9),
-                identities=(matched("a", class_name="c", terms=shares(reserve=2e9)),),
-            ),
-            "class[c].read.limit",
-            "its identities reserve 2000MB/s",
-        ),
-        (
-            Policy(identities=tuple(matched(f"i{n}") for n in range(MOST_IDENTITIES))),
-            "identity",
-            "256 identities",
-        ),
-        (
-            Policy(
-                identities=(
-                    matched(
-                        "a",
-                        schedules=(Schedule(when=(NIGHT,) * (MOST_WINDOWS + 1), terms=Terms()),),
-                    ),
-                )
-            ),
-            "identity",
-            "65 hours in schedules",
-        ),
-    ],
-)
-def test_what_is_refused(policy: Policy, key: str, cause: str) -> None:
-    problems = find_problems(policy)
-    assert [problem.key for problem in problems] == [key]
-    assert cause in problems[0].cause
-    assert problems[0].remedy
-
-
-def test_what_the_node_and_the_cache_cannot_keep_is_refused_once_they_are_known() -> None:
-    policy = Policy(
-        identities=(
-            matched("a", terms=shares(reserve=100.0), capacity=CapacityTerms(min=50)),
-            matched("b", capacity=CapacityTerms(min=Fraction(of_all=0.6))),
-        )
-    )
-    assert find_problems(policy) == ()
-    assert find_problems(policy, (100.0, 1.0, 1.0), cache_bytes=125) == ()
-    refused = find_problems(policy, (99.0, 1.0, 1.0), cache_bytes=120)
-    assert [problem.key for problem in refused] == [
-        "identity[b].capacity.min",
-        "identity[a].read.reserve",
-    ]
-
-
-def test_overrides_are_checked_with_the_policy() -> None:
-    policy = Policy(
-        node=NodeRule(read=100.0), identities=(matched("a", terms=shares(reserve=60.0)),)
-    )
-    more = Override(identity="default", key="read.reserve", value=50.0)
-    assert find_problems(policy) == ()
-    assert "all reservations of read" in find_problems(policy, overrides=[more])[0].cause
-    low = Override(identity="a", key="read.limit", value=10.0)
-    assert "more than the limit" in find_problems(policy, overrides=[low])[0].cause
-
-
-def test_rules_that_only_overlap_are_taken() -> None:
-    policy = Policy(
-        identities=(
-            rule("a", MatchRule(user="u"), MatchRule(path="/x")),
-            rule("b", MatchRule(user="u", path="/x"), MatchRule(path="/x/y")),
-            rule("c", MatchRule(name="n"), claim=("u",)),
-            rule("d", MatchRule(name="n"), claim=("u", "@g")),
-            rule("e", MatchRule(name="n", user="ada"), claim=("1000",)),
-        )
-    )
-    assert find_problems(policy) == ()
-
-
-def test_what_is_seldom_meant_is_warned_of() -> None:
-    policy = Policy(
-        classes=(ClassRule(name="first", terms=Terms(priority=1)),),
-        identities=(
-            IdentityRule(name="open", class_name="first", matches=(MatchRule(name="x"),)),
-            IdentityRule(
-                name="closed", class_name="first", matches=(MatchRule(name="y"),), claim=("@g",)
-            ),
-            IdentityRule(name="plain", matches=(MatchRule(name="z"),)),
-            rule("idle", MatchRule(user="u"), claim=("@g",)),
-        ),
-    )
-    assert [problem.key for problem in find_warnings(policy)] == [
-        "identity[open].claim",
-        "identity[idle].claim",
-    ]
