@@ -195,6 +195,8 @@ class Simulation:
         """Put another plan in force. What was measured against limits begins anew."""
         self.plan = plan
         self.governor.replace(plan, self.now_s)
+        self._publish_changed()
+        self.seen.excess.clear()
         self._watch_limits()
 
     def _join(self, process: Process) -> None:
@@ -250,9 +252,7 @@ class Simulation:
         for process in [p for p in self._awake.values() if self._can_sleep(p)]:
             self._sleep(process)
         governor.turn(self.now_s)
-        for payer in governor.changed():
-            process = self._by_payer[payer]
-            self._publish(process)
+        self._publish_changed()
         self._watch_waiting()
 
     def _charge(self, process: Process) -> None:
@@ -269,6 +269,10 @@ class Simulation:
         else:
             wants = (float(process.load.operation_bytes), 0.0, 1.0)
             self.governor.wants(process.payer, wants, said[2])
+
+    def _publish_changed(self) -> None:
+        for payer in self.governor.changed():
+            self._publish(self._by_payer[payer])
 
     def _publish(self, process: Process) -> None:
         read, _, operations = self.governor.grant(process.payer)
