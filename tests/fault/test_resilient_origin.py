@@ -109,9 +109,9 @@ async def bench(s3: S3Server, new_bucket: Callable[[ObjectServer], str]) -> Asyn
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(respond_status=503, times=3),
+        Fault(respond_status=503, methods=("GET",), times=3),
         Fault(respond_status=500, times=3),
-        Fault(respond_status=429, times=3),
+        Fault(respond_status=429, methods=("GET",), times=3),
         Fault(reset_after_bytes=10, times=3),
         Fault(truncate_after_bytes=10, times=3),
         Fault(lose_answer=True, times=3),

@@ -3,6 +3,10 @@ adapters share."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
 from tiercache.errors import (
     AccessDenied,
     AlreadyExists,
@@ -47,6 +51,20 @@ def from_status(
             return Unsupported(said, path=path, remedy=remedy)
         case _:
             return OriginUnavailable(said, path=path)
+
+
+def retry_after_s(headers: object) -> float:
+    """Return the advice in an answer's headers, a mapping (of any other thing: none), in seconds;
+    0.0 where there is none that is understood. It is a number of seconds or a date (RFC 9110)."""
+    if not isinstance(headers, Mapping):
+        return 0.0
+    said = str(headers.get("Retry-After") or headers.get("retry-after") or "")
+    if said.isdecimal():
+        return float(said[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def bucket_missing(url: str) -> NotFound:

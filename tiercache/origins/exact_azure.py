@@ -16,6 +16,7 @@ from tiercache.cloud.statuses import (
     bucket_missing,
     from_status,
     require_version,
+    retry_after_s,
     taken,
     truncated,
     version_gone,
@@ -145,7 +146,8 @@ class ExactAzure:
         if status == 404 and getattr(error, "error_code", "") == "ContainerNotFound":
             return bucket_missing(self._url)
         if status is not None:
-            return from_status(status, path=self._path(key))
+            advice_s = retry_after_s(getattr(getattr(error, "response", None), "headers", None))
+            return from_status(status, path=self._path(key), retry_after_s=advice_s)
         return OriginUnavailable(type(error).__name__, path=self._path(key))
 
 

@@ -21,6 +21,7 @@ from tiercache.cloud.statuses import (
     bucket_missing,
     from_status,
     require_version,
+    retry_after_s,
     taken,
     truncated,
     version_gone,
@@ -166,7 +167,8 @@ class ExactGcs:
     def _failure(self, error: Exception, key: str) -> TiercacheError:
         status = getattr(error, "code", None)
         if isinstance(error, google_errors.GoogleAPICallError) and status is not None:
-            return from_status(int(status), path=self._path(key))
+            advice_s = retry_after_s(getattr(getattr(error, "response", None), "headers", None))
+            return from_status(int(status), path=self._path(key), retry_after_s=advice_s)
         if isinstance(error, google.auth.exceptions.GoogleAuthError):
             return AccessDenied("no GCS credentials", path=self._url, remedy=CREDENTIALS_REMEDY)
         return OriginUnavailable(type(error).__name__, path=self._path(key))

@@ -23,6 +23,7 @@ from tiercache.cloud.statuses import (
     bucket_missing,
     from_status,
     require_version,
+    retry_after_s,
     taken,
     truncated,
     version_gone,
@@ -214,7 +215,9 @@ class ExactS3:
             code = error.response["Error"].get("Code")  # type: ignore[attr-defined]  # ClientError
             if status == 404 and code == "NoSuchBucket":
                 return bucket_missing(self._url)
-            return from_status(status, path=self._path(key))
+            headers = error.response["ResponseMetadata"].get("HTTPHeaders")  # type: ignore[attr-defined]  # ClientError
+            advice_s = retry_after_s(headers)
+            return from_status(status, path=self._path(key), retry_after_s=advice_s)
         match error:
             case (
                 botocore.exceptions.NoCredentialsError()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from tiercache.cloud.statuses import (
     CREDENTIALS_REMEDY,
     from_status,
+    retry_after_s,
     taken,
 )
 from tiercache.errors import (
@@ -30,7 +31,7 @@ def translate(error: Exception, *, path: str, protocol: str) -> TiercacheError:
     for cause in _chain(error):
         status = _status(cause)
         if status is not None:
-            return from_status(status, path=path)
+            return from_status(status, path=path, retry_after_s=retry_after_s(_headers(cause)))
     match error:
         case FileNotFoundError() | IsADirectoryError() | NotADirectoryError():
             return NotFound("no such object", path=path)
@@ -72,6 +73,14 @@ def _status(error: BaseException) -> int | None:
         if isinstance(found, int) and 300 <= found < 600:
             return found
     return None
+
+
+def _headers(error: BaseException) -> object:
+    """Find the answer's headers where botocore, azure-core and aiohttp each keep them."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPHeaders")
+    return getattr(response if response is not None else error, "headers", None)
 
 
 def _is_credentials_error(error: Exception) -> bool:

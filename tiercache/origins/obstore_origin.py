@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from math import inf
 from typing import Any, TypeVar
 
 import obstore
@@ -28,6 +29,7 @@ from tiercache.cloud.statuses import (
 from tiercache.errors import (
     AlreadyExists,
     NotFound,
+    OriginThrottled,
     TiercacheError,
     Unsupported,
 )
@@ -58,6 +60,10 @@ PART_BYTES = 8 << 20
 PARTS_IN_FLIGHT = 3  # a stream holds four parts, with the one being filled
 # A conditional stream is held in memory up to here and written by one conditional request.
 CONDITIONAL_BYTES = 64 << 20
+# While a server puts off it is asked for its advice so often: one request of the hundreds that it
+# would be sent in this time. The name is one that no job uses.
+ADVICE_EVERY_S = 5.0
+ADVICE_KEY = ".tiercache-advice"
 # HEADs at once that tell "x" from "x/" among the empty objects of a listing.
 _CHECKS_IN_FLIGHT = 16
 
@@ -94,6 +100,7 @@ class ObstoreOrigin:
         self._exact_uploads = exact_uploads
         # Owned by the event loop
         self._bucket_seen = False
+        self._advised_s = -inf
 
     @property
     def url(self) -> str:
@@ -189,7 +196,7 @@ class ObstoreOrigin:
         except NotFound as error:
             raise bucket_missing(self._url) from error
         except OBSTORE_ERRORS as error:
-            raise self._listing_failure(error, prefix) from error
+            raise await self._listing_failure(error, prefix) from error
 
     async def _delimited(self, prefix: str) -> AsyncIterator[ListPage]:
         """One level. Exact: a name that ends in a slash is a common prefix here, but for the
@@ -412,7 +419,21 @@ class ObstoreOrigin:
     async def _failure(self, error: Exception, key: str) -> TiercacheError:
         if isinstance(error, FileNotFoundError):
             await self._refuse_missing_bucket(error)
-        return translate(error, path=self._path(key))
+        return await self._advised(translate(error, path=self._path(key)))
+
+    async def _advised(self, error: TiercacheError) -> TiercacheError:
+        """Add the server's Retry-After to an error that puts off. obstore does not tell the
+        headers of a refusal, so the cloud's own SDK asks for them, now and then."""
+        now_s = time.monotonic()
+        if isinstance(error, OriginThrottled) and now_s - self._advised_s >= ADVICE_EVERY_S:
+            self._advised_s = now_s
+            try:
+                await self._exact.run(lambda names: names.head(ADVICE_KEY), key=ADVICE_KEY)
+            except OriginThrottled as advice:
+                error.retry_after_s = advice.retry_after_s
+            except TiercacheError:
+                pass  # no such name, as is to be expected, or no SDK: there is no advice
+        return error
 
     async def _refusal(self, error: Exception, key: str, condition: Condition) -> TiercacheError:
         """Translate the failure of a write, where 404 is about the bucket or the old version."""
@@ -421,15 +442,15 @@ class ObstoreOrigin:
             if isinstance(condition, IfVersion):
                 return version_gone(self._path(key))
             return bucket_missing(self._url)
-        found = translate(error, path=self._path(key))
+        found = await self._advised(translate(error, path=self._path(key)))
         if isinstance(found, AlreadyExists) and not isinstance(condition, IfAbsent):
             return another_version(self._path(key))
         return found
 
-    def _listing_failure(self, error: Exception, prefix: str) -> TiercacheError:
+    async def _listing_failure(self, error: Exception, prefix: str) -> TiercacheError:
         if status_of(error) == 404:
             return bucket_missing(self._url)
-        return translate(error, path=self._path(prefix))
+        return await self._advised(translate(error, path=self._path(prefix)))
 
     async def _refuse_missing_bucket(self, error: Exception) -> None:
         """Raise where a 404 was about the bucket: until one answer proved that it exists, ask
