@@ -100,7 +100,9 @@ class ObstoreOrigin:
         self._exact_uploads = exact_uploads
         # Owned by the event loop
         self._bucket_seen = False
-        self._advised_s = -inf
+        self._advised_s = -inf  # when advice was last asked for
+        self._left_alone_until_s = -inf
+        self._advice: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -196,7 +198,7 @@ class ObstoreOrigin:
         except NotFound as error:
             raise bucket_missing(self._url) from error
         except OBSTORE_ERRORS as error:
-            raise await self._listing_failure(error, prefix) from error
+            raise self._listing_failure(error, prefix) from error
 
     async def _delimited(self, prefix: str) -> AsyncIterator[ListPage]:
         """One level. Exact: a name that ends in a slash is a common prefix here, but for the
@@ -406,6 +408,8 @@ class ObstoreOrigin:
         return False
 
     async def close(self) -> None:
+        if self._advice is not None:
+            self._advice.cancel()
         self._exact.close()
 
     def _path(self, key: str) -> str:
@@ -419,21 +423,27 @@ class ObstoreOrigin:
     async def _failure(self, error: Exception, key: str) -> TiercacheError:
         if isinstance(error, FileNotFoundError):
             await self._refuse_missing_bucket(error)
-        return await self._advised(translate(error, path=self._path(key)))
+        return self._advised(translate(error, path=self._path(key)))
 
-    async def _advised(self, error: TiercacheError) -> TiercacheError:
+    def _advised(self, error: TiercacheError) -> TiercacheError:
         """Add the server's Retry-After to an error that puts off. obstore does not tell the
-        headers of a refusal, so the cloud's own SDK asks for them, now and then."""
-        now_s = time.monotonic()
-        if isinstance(error, OriginThrottled) and now_s - self._advised_s >= ADVICE_EVERY_S:
-            self._advised_s = now_s
-            try:
-                await self._exact.run(lambda names: names.head(ADVICE_KEY), key=ADVICE_KEY)
-            except OriginThrottled as advice:
-                error.retry_after_s = advice.retry_after_s
-            except TiercacheError:
-                pass  # no such name, as is to be expected, or no SDK: there is no advice
+        headers of a refusal, so the cloud's own SDK asks for them now and then, beside the
+        requests: what it learns goes with all refusals until then."""
+        if isinstance(error, OriginThrottled):
+            now_s = time.monotonic()
+            error.retry_after_s = max(0.0, self._left_alone_until_s - now_s)
+            if now_s - self._advised_s >= ADVICE_EVERY_S:
+                self._advised_s = now_s
+                self._advice = asyncio.get_running_loop().create_task(self._ask_for_advice())
         return error
+
+    async def _ask_for_advice(self) -> None:
+        try:
+            await self._exact.run(lambda names: names.head(ADVICE_KEY), key=ADVICE_KEY)
+        except OriginThrottled as error:
+            self._left_alone_until_s = time.monotonic() + error.retry_after_s
+        except TiercacheError:
+            pass  # no such name, as is to be expected, or no SDK: there is no advice
 
     async def _refusal(self, error: Exception, key: str, condition: Condition) -> TiercacheError:
         """Translate the failure of a write, where 404 is about the bucket or the old version."""
@@ -442,15 +452,15 @@ class ObstoreOrigin:
             if isinstance(condition, IfVersion):
                 return version_gone(self._path(key))
             return bucket_missing(self._url)
-        found = await self._advised(translate(error, path=self._path(key)))
+        found = self._advised(translate(error, path=self._path(key)))
         if isinstance(found, AlreadyExists) and not isinstance(condition, IfAbsent):
             return another_version(self._path(key))
         return found
 
-    async def _listing_failure(self, error: Exception, prefix: str) -> TiercacheError:
+    def _listing_failure(self, error: Exception, prefix: str) -> TiercacheError:
         if status_of(error) == 404:
             return bucket_missing(self._url)
-        return await self._advised(translate(error, path=self._path(prefix)))
+        return self._advised(translate(error, path=self._path(prefix)))
 
     async def _refuse_missing_bucket(self, error: Exception) -> None:
         """Raise where a 404 was about the bucket: until one answer proved that it exists, ask
