@@ -10,13 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.config.conftest import load_text
 from tiercache.config import load, show
 from tiercache.config.document import document
-from tiercache.config.places import line_numbers
 from tiercache.config.schema import SECTIONS
 from tiercache.errors import ConfigError
 from tiercache.model import Consistency
@@ -211,6 +208,7 @@ def test_later_sources_override_key_by_key(tmp_path: Path, environ: dict[str, st
         "TIERCACHE_CONFIG": str(named),
         "TIERCACHE_CACHE__MEMORY": "3MiB",
         "TIERCACHE_AGENT__LOG_LEVEL": "warning",
+        "TIERCACHE_QOS__NAME": "training",
         "TIERCACHE_PROFILE__AWS_EAST__REGION": "env",
         "TIERCACHE_PROFILE__NEW_ONE__ANONYMOUS": "true",
         "TIERCACHE_PROFILE__NEW_ONE__CONCURRENCY": "7",
@@ -239,6 +237,7 @@ def test_later_sources_override_key_by_key(tmp_path: Path, environ: dict[str, st
     assert "cache.capacity" not in origins
     assert origins["cache.free_space"] == f"{named}:2"
     assert origins["cache.memory"] == "argument"
+    assert settings.qos.name == "training"
     assert origins["agent.log_level"] == "env TIERCACHE_AGENT__LOG_LEVEL"
     assert origins["mount./m.origin"] == f"{named}:6"
     assert origins["mount./m.ttl"] == f"{user}:8"
@@ -542,57 +541,3 @@ def test_numbers_and_arrays_without_end_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="not TOML"):
         load_text(text, tmp_path, environ)
-
-
-# ---- places
-
-
-def test_places_are_found_in_linear_time() -> None:
-    """Cubic time would take days."""
-    blanks = " " * 100_000
-    assert line_numbers(f"a = [\n[{blanks}\n]]\n{blanks}b = 1") == {("a",): 1, ("b",): 4}
-
-
-@pytest.mark.parametrize(
-    ("text", "places"),
-    [
-        ("[[a]]\n[a.b]\nc = 1\n[[a]]", {("a",): 1, ("a", 0, "b", "c"): 3, ("a", 1): 4}),
-        ('"x=y" = 1', {("x=y",): 1}),
-        ("[ 'a]b' . c ] # d\r\ne = 1", {("a]b", "c", "e"): 2}),
-        ("a = [\n['b'],\n[1],\n]\nc = 1", {("c",): 5}),
-    ],
-)
-def test_places_of(text: str, places: dict[tuple[str | int, ...], int]) -> None:
-    assert places.items() <= line_numbers(text).items()
-    tomllib.loads(text)
-
-
-_KEY = st.text("abc-_", min_size=1, max_size=3)
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["[{}]", "[[{}]]", "# {}", "", "  [ {} ] # c"]), _KEY, _KEY),
-        max_size=12,
-    )
-)
-def test_places_are_where_the_keys_stand(blocks: list[tuple[str, str, str]]) -> None:
-    """Every key is on the line that is named for it."""
-    lines: list[str] = []
-    for number, (header, table, key) in enumerate(blocks):
-        lines += [header.format(f"{table}{number}"), f"{key}{number} = {number}"]
-    text = "\n".join(lines)
-    data = tomllib.loads(text)
-    places = line_numbers(text)
-
-    def check(tree: object, path: tuple[str | int, ...]) -> None:
-        if isinstance(tree, dict):
-            for name, value in tree.items():
-                check(value, (*path, name))
-        elif isinstance(tree, list):
-            for index, value in enumerate(tree):
-                check(value, (*path, index))
-        else:
-            assert lines[places[path] - 1] == f"{path[-1]} = {tree}"
-
-    check(data, ())

@@ -61,12 +61,20 @@ VALIDATOR = jsonschema.Draft202012Validator(json_schema())
         "version = 1\n[[identity]]\nname='a'\nmatch={user='u'}\nclaim=" + "[" * 90 + "]" * 90,
         "version = 1e400",
         'version = 1\n"a\\nb\\u001b" = 1',
+        '{"version": 1, "version": 1}',
+        '{"version": 1',
+        '{"version": 1}}',
+        '{"version": NaN}',
+        '{"version": 1, "node": ' + '{"read": ' * 5000,
+        "{" + "[" * 5000,
+        "version = 1\n" + "".join(f"k{number} = 1\n" for number in range(5000)),
     ],
 )
 def test_hostile_texts_are_config_errors(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_policy(text, where="qos.toml")
     assert "\x1b" not in str(refused.value)
+    assert len(str(refused.value)) < 10_000
 
 
 _TOKENS = st.sampled_from(
@@ -176,6 +184,7 @@ def test_a_document_says_the_same(text: str) -> None:
     document = policy_document(policy)
     assert parse_document(json.loads(json.dumps(document)), where="again") == policy
     assert policy_document(parse_document(document, where="again")) == document
+    assert parse_policy(f"\n {json.dumps(document)}", where="qos.json") == policy
     VALIDATOR.validate(document)
     VALIDATOR.validate(tomllib.loads(text))
     # And all of it crosses the socket.

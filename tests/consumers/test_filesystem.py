@@ -16,10 +16,12 @@ from fsspec.callbacks import Callback
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiercache
 from tests.consumers.conftest import Tier
 from tiercache.errors import ConfigError, NotFound, OriginUnavailable, Unsupported
 from tiercache.fs import TierCacheFileSystem
 from tiercache.fs.paths import parent, strip, unstrip
+from tiercache.settings import CacheSettings, QosSettings, Settings
 from tiercache.testing.datasets import object_bytes
 from tiercache.units import KIB
 
@@ -452,6 +454,29 @@ def test_an_unreachable_origin_is_never_absence(tmp_path: Path) -> None:
     with pytest.raises(OriginUnavailable):
         asyncio.run(TierCacheFileSystem(asynchronous=True, **fs.storage_options)._exists("/gone/a"))
     fs.namespace.shut_down_agent()
+
+
+def test_a_filesystem_says_what_it_is_called(tmp_path: Path) -> None:
+    fs = TierCacheFileSystem(
+        cache_dir=str(tmp_path / "cache"), qos={"name": "training", "max_wait": "5s"}
+    )
+    assert (fs.namespace.settings.qos.name, fs.namespace.settings.qos.max_wait_s) == (
+        "training",
+        5.0,
+    )
+    with pytest.raises(ConfigError, match="unknown key 'nme'"):
+        TierCacheFileSystem(cache_dir=str(tmp_path / "cache"), qos={"nme": "training"})
+
+
+def test_a_connection_says_what_it_is_called(tmp_path: Path) -> None:
+    settings = Settings(cache=CacheSettings(dir=str(tmp_path / "a")), qos=QosSettings(name="old"))
+    config = tmp_path / "config.toml"
+    config.write_text(f'[cache]\ndir = "{tmp_path}/b"\n[qos]\nname = "old"\nmax_wait = "5s"\n')
+    for source, max_wait_s in ((settings, None), (config, 5.0)):
+        with tiercache.connect(source, name="training", embedded=True) as ns:
+            assert (ns.settings.qos.name, ns.settings.qos.max_wait_s) == ("training", max_wait_s)
+        with tiercache.connect(source, embedded=True) as ns:
+            assert ns.settings.qos.name == "old"
 
 
 def test_embedded(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ _EXAMPLES = {
     "when": '"Mon-Fri 08:00-20:00"',
     "origin": '"s3://bucket"',
 }
+# Mistakes that an error tells; ``check_policy`` returns all.
+MOST_TOLD = 20
 # Of the users, groups, names, keys and paths that one rule gives; each is a rule of its own.
 MOST_COMBINATIONS = 256
 
@@ -56,12 +59,19 @@ class Checked:
     warnings: tuple[Problem, ...] = ()
 
 
-def parse_policy(text: str, *, where: str, node_rates: Rates = UNKNOWN_RATES) -> Policy:
-    """Return the policy that a TOML text says; ``where`` names it in errors.
+def parse_policy(
+    text: str,
+    *,
+    where: str,
+    node_rates: Rates = UNKNOWN_RATES,
+    cache_bytes: int | None = None,
+) -> Policy:
+    """Return the policy that a TOML text says, or a JSON one; ``where`` names it in errors.
 
-    Raises ConfigError that tells all problems, one a line, and nothing else, whatever the text.
+    What is known of the node and of the cache must hold what is reserved of it. Raises ConfigError
+    that tells the problems, one a line, and nothing else, whatever the text.
     """
-    checked = check_policy(text, where=where, node_rates=node_rates)
+    checked = check_policy(text, where=where, node_rates=node_rates, cache_bytes=cache_bytes)
     if checked.policy is None:
         raise refusal(checked.problems, where)
     return checked.policy
@@ -73,8 +83,9 @@ def refusal(problems: tuple[Problem, ...], where: str) -> ConfigError:
     if len(problems) == 1:
         message = f"{first.key}: {first.cause}" if first.key else first.cause
         return ConfigError(message, path=first.place or where, remedy=first.remedy)
-    lines = "".join(f"\n{problem}" for problem in problems)
-    return ConfigError(f"{len(problems)} mistakes{lines}", path=where)
+    lines = "".join(f"\n{problem}" for problem in problems[:MOST_TOLD])
+    more = f"\nand {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
+    return ConfigError(f"{len(problems)} mistakes{lines}{more}", path=where)
 
 
 def check_policy(
@@ -85,12 +96,28 @@ def check_policy(
     cache_bytes: int | None = None,
 ) -> Checked:
     """Return the policy, or everything that is wrong with it, and what is seldom meant."""
+    is_json = text.lstrip().startswith("{")  # as no TOML does
     try:
-        data = parse_toml(text, where)
+        data = _parse_json(text, where) if is_json else parse_toml(text, where)
     except ConfigError as error:
         problem = Problem(at=(), cause=error.message, remedy=error.remedy, place=error.path)
         return Checked(policy=None, problems=(problem,))
-    return _checked(_Reader(where, line_numbers(text)), data, node_rates, cache_bytes)
+    reader = _Reader(where, None if is_json else line_numbers(text))
+    return _checked(reader, data, node_rates, cache_bytes)
+
+
+def _parse_json(text: str, where: str) -> dict[str, object]:
+    def table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+        return found
+
+    try:
+        data: dict[str, object] = json.loads(text, object_pairs_hook=table)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}", path=where) from None
+    return data
 
 
 def parse_document(document: Mapping[str, object], *, where: str) -> Policy:
