@@ -131,7 +131,8 @@ class QuotaRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JobRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A background prefetch that survives its agent."""
+    """A background prefetch that survives its agent. ``name`` is what its client calls itself for
+    the QoS policy."""
 
     id: str
     paths: tuple[str, ...]
@@ -140,6 +141,7 @@ class JobRecord(msgspec.Struct, frozen=True, array_like=True):
     pin: bool
     max_bytes: int | None
     concurrency: int
+    name: str = ""
 
 
 class Attachment(msgspec.Struct, frozen=True, array_like=True):

@@ -47,6 +47,7 @@ JOB = JobRecord(
     pin=True,
     max_bytes=None,
     concurrency=64,
+    name="train",
 )
 SNAPSHOT = SnapshotRecord(
     name="v1",

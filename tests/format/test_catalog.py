@@ -179,7 +179,7 @@ RECORDS: dict[type[catalog.Record], st.SearchStrategy[catalog.Record]] = {
     PinRecord: st.builds(PinRecord, TEXT, TEXT, TEXT, st.booleans(), TEXT),
     QuotaRecord: st.builds(QuotaRecord, TEXT, COUNT, COUNT, COUNT),
     JobRecord: st.builds(
-        JobRecord, TEXT, TEXTS, TEXTS, TEXTS, st.booleans(), st.none() | COUNT, COUNT
+        JobRecord, TEXT, TEXTS, TEXTS, TEXTS, st.booleans(), st.none() | COUNT, COUNT, TEXT
     ),
     SnapshotRecord: st.builds(
         SnapshotRecord, TEXT, TIME_S, TEXTS, COUNT, COUNT, COUNT, COUNT, *([TEXTS] * 3)

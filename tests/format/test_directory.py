@@ -143,3 +143,41 @@ def contents(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != "agent.log"
     }
+
+
+def test_the_files_of_a_qos_policy_are_read(golden_dir: Path) -> None:
+    (golden_dir / "qos-policy.toml").write_text(
+        'version = 1\n[[identity]]\nname = "train"\nmatch = { name = "train" }\n'
+    )
+    (golden_dir / "qos-overrides.json").write_text(
+        '{"version":1,"overrides":['
+        '{"identity":"train","assignment":"read.limit=200MB/s","until_unix_s":null},'
+        '{"identity":"train","assignment":"in_flight=3","until_unix_s":1700000000.0}]}'
+    )
+    (golden_dir / "qos-calibration.json").write_text(
+        '{"version":1,"read":4e9,"write":1e9,"direct_read":0.0,"measured_unix_s":1700000000.5,'
+        '"is_fallback":false}'
+    )
+    with tiercache.connect(settings_of(golden_dir), embedded=True) as ns:
+        told = ns.qos.show()
+    train = next(one for one in told.identities if one.name == "train")
+    assert (train.shares.read.limit, train.in_flight) == (200e6, None)  # the other has expired
+    assert [(one.key, one.value, one.left_s) for one in told.overrides] == [
+        ("read.limit", "200MB/s", None)
+    ]
+    assert (told.node.read, told.measured.write, told.measured_unix_s) == (4e9, 1e9, 1700000000.5)
+    assert (told.source, told.error) == ("applied", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["qos-policy.toml", "qos-overrides.json", "qos-calibration.json", "qos-audit.jsonl"]
+)
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"{}", b'{"version": 2}', b"x" * 100_000])
+def test_what_is_broken_of_them_is_left_out(golden_dir: Path, name: str, content: bytes) -> None:
+    (golden_dir / name).write_bytes(content)
+    with tiercache.connect(settings_of(golden_dir), embedded=True) as ns:
+        assert ns.read("/m/small") == SMALL
+        told = ns.qos.show()
+    assert (told.generation, told.identities) == (0, ())
+    if name in ("qos-policy.toml", "qos-overrides.json"):
+        assert name in told.error

@@ -94,6 +94,7 @@ RECORDS: dict[str, records.Record] = {
         pin=True,
         max_bytes=None,
         concurrency=64,
+        name="train",
     ),
     "quota": QuotaRecord(identity="ann", used_bytes=150_036_480, pinned_bytes=4096, extents=3),
     "endpoint": EndpointRecord(
@@ -103,13 +104,17 @@ RECORDS: dict[str, records.Record] = {
 
 
 # What the same format version held before a field was added: read, no longer written.
-OLDER = {
-    f"{name}-without-unix-time": msgspec.structs.replace(RECORDS[name], validated_unix_s=0.0)
-    for name in ("large", "packed", "absent", "listing")
-} | {
-    f"{name}-without-identity": msgspec.structs.replace(RECORDS[name], identity="")
-    for name in ("extent", "pack", "pin")
-}
+OLDER = (
+    {
+        f"{name}-without-unix-time": msgspec.structs.replace(RECORDS[name], validated_unix_s=0.0)
+        for name in ("large", "packed", "absent", "listing")
+    }
+    | {
+        f"{name}-without-identity": msgspec.structs.replace(RECORDS[name], identity="")
+        for name in ("extent", "pack", "pin")
+    }
+    | {"job-without-name": msgspec.structs.replace(RECORDS["job"], name="")}
+)
 DECODERS = {
     ObjectRecord: records.decode_object,
     ExtentRecord: records.decode_extent,

@@ -12,13 +12,13 @@ import os
 import pwd
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from tiercache.agent.seats import Process
 from tiercache.errors import ConfigError
-from tiercache.policy.qos import Claimant, SeatRule
+from tiercache.policy.qos import PREFETCH_NAME, Claimant, SeatRule
 
 # Room for "team/job/rank"; a name stands in logs, metrics and tables.
 MAX_NAME_CHARACTERS = 128
@@ -72,9 +72,19 @@ def check_name(name: str) -> str:
     return name
 
 
-def own_account(process: Process, *, name: str) -> Account:
-    """Return the account of the agent's own bulk work."""
-    return Account(process, os.getpid(), os.geteuid(), os.getegid(), name, is_bulk=True)
+def bulk_account(process: Process, *, name: str = "") -> Account:
+    """Return the account of a job, for whoever asks for it now: without a name of its own it goes
+    by PREFETCH_NAME. Of a job that nobody asks for, another agent left it, the user is this one's.
+    """
+    asker = asking.get()
+    if asker is None:
+        own = (os.getpid(), os.geteuid(), os.getegid())
+        return Account(process, *own, name=name or PREFETCH_NAME, is_bulk=True)
+    name = asker.name or PREFETCH_NAME
+    account = Account(process, asker.pid, asker.uid, asker.gid, name=name, is_bulk=True)
+    if asker.claimant is not None:  # its process may have gone when the job first pays
+        account.claimant = replace(asker.claimant, name=name)
+    return account
 
 
 async def find_claimant(account: Account) -> Claimant:

@@ -132,9 +132,13 @@ class Engine:
         self.filler = Filler(plane)
         self.filler.version_changed = self._version_changed
         self.writes = Writes(plane, self.names, self.filler)
-        self.snapshots = Snapshots(plane, self.mounts, self.names, self.filler, self.catalog)
+        self.snapshots = Snapshots(
+            plane, self.mounts, self.names, self.filler, self.catalog, self.governing
+        )
         self.catalog.attached = self.snapshots.recover
-        self.jobs = Jobs(plane, self.mounts, self.names, self.filler, self.snapshots)
+        self.jobs = Jobs(
+            plane, self.mounts, self.names, self.filler, self.snapshots, self.governing
+        )
         self.corrupt_pages = 0
         self.disputed_pages = 0
         # Reported by clients, by mount: (reads, bytes) answered without us.

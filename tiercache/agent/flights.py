@@ -6,7 +6,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from tiercache.clock import Clock
@@ -155,3 +155,14 @@ def endpoint_of(origin: Origin) -> Endpoint | None:
 def is_offline(origin: Origin) -> bool:
     endpoint = endpoint_of(origin)
     return endpoint is not None and endpoint.is_offline
+
+
+async def gathered(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return the results in order. With the first failure the rest is cancelled, and raised."""
+    tasks: list[asyncio.Task[T]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [group.create_task(work) for work in works]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -6,9 +6,8 @@ What is listed is what the origins say now, never what was known of them. Owned 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable
 from math import inf
-from typing import Any, TypeVar
 
 import crc32c
 import msgspec
@@ -16,6 +15,8 @@ import msgspec
 from tiercache import wire
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
+from tiercache.agent.flights import gathered
+from tiercache.agent.governing import Governing
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
@@ -32,7 +33,6 @@ RUN_BYTES = RUN_PAGES * 64 * 1024
 IN_FLIGHT = 64
 RUNS_IN_FLIGHT = 8
 
-T = TypeVar("T")
 # Puts what was frozen of a name into the index, where that knows nothing of it.
 Know = Callable[[Located, SnapshotObject], None]
 
@@ -46,6 +46,7 @@ class Freezing:
         mounts: Mounts,
         names: Names,
         filler: Filler,
+        governing: Governing,
         know: Know,
         spec: wire.SnapshotCreate,
     ) -> None:
@@ -56,6 +57,7 @@ class Freezing:
         self._mounts = mounts
         self._names = names
         self._filler = filler
+        self._governing = governing
         self._know = know
         self._spec = spec
         self._globs = GlobFilter(spec.include, spec.exclude)
@@ -85,7 +87,7 @@ class Freezing:
         self.size_bytes += sum(one.size_bytes for one in batch)
         if not self._spec.checksums or self._spec.dry_run:
             return batch
-        return await _gathered(
+        return await gathered(
             self._with_checksum(self._mounts.sibling(located, one.key), one) for one in batch
         )
 
@@ -128,7 +130,7 @@ class Freezing:
         objects = [_object(origin, prefix + entry.name, path, entry) for path, entry in batch]
         if all(one.token for one in objects):
             return objects
-        asked = await _gathered(self._complete(located, one) for one in objects)
+        asked = await gathered(self._complete(located, one) for one in objects)
         return [one for one in asked if one is not None]
 
     async def _complete(self, located: Located, one: SnapshotObject) -> SnapshotObject | None:
@@ -168,7 +170,7 @@ class Freezing:
             # A few runs at a time: their checksums are put together in order.
             for first in range(0, len(spans), RUNS_IN_FLIGHT):
                 some = spans[first : first + RUNS_IN_FLIGHT]
-                crcs = await _gathered(self._run(target, span) for span in some)
+                crcs = await gathered(self._run(target, span) for span in some)
                 for part, (_, length) in zip(crcs, some, strict=True):
                     crc = checksums.combine(crc, part, length)
         self.checked += 1
@@ -178,7 +180,10 @@ class Freezing:
     async def _run(self, target: Target, span: tuple[int, int]) -> int:
         """Return the checksum of one run, from those of its pages in the cache, or, where that
         takes no more, of its bytes as they come."""
-        async with self._runs:
+        known = self._of_pages(self._filler.record_of(target), span)
+        if known is not None:
+            return known
+        async with self._governing.admitted(target.path, read=span[1]), self._runs:
             try:
                 await self._filler.ensure(target, [span], is_read=False)
                 known = self._of_pages(self._filler.record_of(target), span)
@@ -226,14 +231,3 @@ def _object(
         size_bytes=known.size_bytes,
         mtime_s=known.mtime_s,
     )
-
-
-async def _gathered(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return the results in order. With the first failure the rest is cancelled, and raised."""
-    tasks: list[asyncio.Task[T]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks += [group.create_task(work) for work in works]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]

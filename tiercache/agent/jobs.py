@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tiercache import records
+from tiercache.agent.accounts import Account, asking, bulk_account
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
-from tiercache.agent.flights import endpoint_of
+from tiercache.agent.flights import endpoint_of, gathered
+from tiercache.agent.governing import Governing
 from tiercache.agent.job_table import Job, JobTable
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
@@ -64,6 +66,7 @@ T = TypeVar("T")
 class _Job(Job):
     spec: Prefetch
     globs: GlobFilter
+    account: Account
     listing_done: bool = False
     listed: int = 0
     listed_bytes: int = 0
@@ -132,8 +135,15 @@ class Jobs:
     """All jobs of this agent."""
 
     def __init__(
-        self, plane: Plane, mounts: Mounts, names: Names, filler: Filler, frozen: Snapshots
+        self,
+        plane: Plane,
+        mounts: Mounts,
+        names: Names,
+        filler: Filler,
+        frozen: Snapshots,
+        governing: Governing,
     ) -> None:
+        self._governing = governing
         self._frozen = frozen
         self._index = plane.index
         self._mounts = mounts
@@ -148,6 +158,8 @@ class Jobs:
             self._run, self._ended, remedy="tiercache status lists the jobs"
         )
         self._large = asyncio.Semaphore(LARGE_IN_FLIGHT)
+        # The same in runs, where a policy grants single ones.
+        self._large_runs = asyncio.Semaphore(LARGE_IN_FLIGHT * WINDOW_BYTES // RUN_BYTES)
         filler.missed = self._missed
 
     def resume(self) -> None:
@@ -164,7 +176,7 @@ class Jobs:
                 max_bytes=record.max_bytes,
                 concurrency=record.concurrency,
             )
-            self._start(record.id, spec)
+            self._start(record.id, spec, name=record.name)
 
     async def start(self, spec: Prefetch) -> JobProgress:
         """Begin a job and return its first state. Raises Unsupported for what an order cannot be
@@ -182,7 +194,7 @@ class Jobs:
                 "an ordered prefetch takes no max_bytes",
                 remedy="the window ahead of the reader bounds it",
             )
-        job_id = secrets.token_hex(4)
+        job_id, asker = secrets.token_hex(4), asking.get()
         if spec.background and not spec.dry_run and not spec.ordered:
             record = JobRecord(
                 id=job_id,
@@ -192,25 +204,29 @@ class Jobs:
                 pin=spec.pin,
                 max_bytes=spec.max_bytes,
                 concurrency=spec.concurrency,
+                name=asker.name if asker is not None else "",
             )
             self._index.put(records.job_key(job_id), records.encode(record))
             with contextlib.suppress(OSError):  # then it does not survive, and is run all the same
                 await self._index.flush()
         return self._start(job_id, spec)
 
-    def _start(self, job_id: str, spec: Prefetch) -> JobProgress:
+    def _start(self, job_id: str, spec: Prefetch, *, name: str = "") -> JobProgress:
         globs = GlobFilter(spec.include, spec.exclude)
-        return self.table.begin(_Job(id=job_id, spec=spec, globs=globs))
+        account = bulk_account(job_id, name=name)
+        return self.table.begin(_Job(id=job_id, spec=spec, globs=globs, account=account))
 
     # -- running ----------------------------------------------------------------------------
 
     async def _run(self, job: _Job) -> None:
+        asking.set(job.account)
         await (self._work_ordered(job) if job.spec.ordered else self._work(job))
         if job.state is JobState.RUNNING and job.failed:
             job.state = JobState.FAILED
 
     async def _ended(self, job: _Job) -> None:
         """Background jobs stay recorded where the agent stops, and go on with the next one."""
+        self._governing.gone(job.id)
         if job.state is not JobState.CANCELLED or not self.table.stopping:
             self._index.put(records.job_key(job.id), None)
         if job.spec.pin:
@@ -438,14 +454,28 @@ class Jobs:
                 lambda: self._filler.ensure(target, [(start, length)], is_read=False),
             )
 
+        async def pay_and_ensure(start: int, length: int) -> None:
+            # Paid before a place is taken that all jobs share: others need not wait for tokens.
+            read = length * missing // entry.size_bytes
+            async with self._governing.admitted(target.path, read=read), self._large_runs:
+                await ensure(start, length)
+
         if self._small(entry):
-            await ensure(0, entry.size_bytes)
+            async with self._governing.admitted(target.path, read=missing):
+                await ensure(0, entry.size_bytes)
             job.filled_bytes += missing
             return
         counted = 0
         for start in range(0, entry.size_bytes, WINDOW_BYTES):
-            async with self._large:
-                await ensure(start, WINDOW_BYTES)
+            if self._governing.is_on:
+                end = min(start + WINDOW_BYTES, entry.size_bytes)
+                await gathered(
+                    pay_and_ensure(at, min(RUN_BYTES, end - at))
+                    for at in range(start, end, RUN_BYTES)
+                )
+            else:
+                async with self._large:
+                    await ensure(start, WINDOW_BYTES)
             # Which window held the missing bytes nobody remembers: each counts its share.
             share = missing * min(start + WINDOW_BYTES, entry.size_bytes) // entry.size_bytes
             job.filled_bytes += share - counted

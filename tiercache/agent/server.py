@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from tiercache import wire
-from tiercache.agent.accounts import Account, asking, check_name
+from tiercache.agent.accounts import Account, asking, check_name, find_claimant
 from tiercache.agent.answers import found
 from tiercache.agent.charges import charge_of
 from tiercache.agent.directory import CacheDirectory
@@ -252,6 +252,9 @@ class Server:
         """Carry out what the policy lets its identity do now, or wait until it does."""
         charge = charge_of(request)
         if charge is None:
+            if isinstance(request, wire.Prefetch | wire.SnapshotCreate):
+                # A job asks on when its client has gone, and cannot be asked who that was.
+                await find_claimant(peer.account)
             return await self._handled(peer, request)
         engine = self._engine
         if charge.number:

@@ -18,12 +18,14 @@ from math import inf
 import msgspec
 
 from tiercache import catalog, wire
+from tiercache.agent.accounts import asking, bulk_account
 from tiercache.agent.answers import found
 from tiercache.agent.catalog import Catalog
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.freezing import Freezing
 from tiercache.agent.frozen_parts import FrozenParts
+from tiercache.agent.governing import Governing
 from tiercache.agent.job_table import Job, JobTable
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
@@ -80,8 +82,15 @@ class Snapshots:
     """All snapshots of this agent's index."""
 
     def __init__(
-        self, plane: Plane, mounts: Mounts, names: Names, filler: Filler, knowledge: Catalog
+        self,
+        plane: Plane,
+        mounts: Mounts,
+        names: Names,
+        filler: Filler,
+        knowledge: Catalog,
+        governing: Governing,
     ) -> None:
+        self._governing = governing
         self._knowledge = knowledge
         self._plane = plane
         self._index = plane.index
@@ -168,13 +177,21 @@ class Snapshots:
             )
 
     async def _ended(self, job: _Job) -> None:
+        self._governing.gone(job.id)
         if not job.spec.dry_run:
             self._making.discard(job.spec.name)
 
     async def _make(self, job: _Job) -> None:
+        asking.set(bulk_account(job.id))
         spec = job.spec
         job.freezing = Freezing(
-            self._plane, self._mounts, self._names, self._filler, self._know, spec
+            self._plane,
+            self._mounts,
+            self._names,
+            self._filler,
+            self._governing,
+            self._know,
+            spec,
         )
         if spec.dry_run:
             async for _ in job.freezing.all():
@@ -331,7 +348,8 @@ class Snapshots:
             if item.length and now.kind is Kind.FILE and now.token == item.token:
                 with contextlib.suppress(NotCached, StaleHandle):  # its reader sees to it himself
                     span = (item.offset, item.length)
-                    await self._filler.ensure(Target.of(located, item.token), [span])
+                    async with self._governing.admitted(located.path, read=item.length):
+                        await self._filler.ensure(Target.of(located, item.token), [span])
             return now
         except (TiercacheError, OSError) as error:
             return wire.failure_of(error, item.path)

@@ -1,0 +1,194 @@
+"""Slots of the lease file at their end, and what a client that stores nonsense can do to others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tiercache.agent.accounts import Account, bulk_account, claimant_of
+from tiercache.agent.governing import Governing
+from tiercache.agent.seats import Seats
+from tiercache.clock import BootClock, FakeClock
+from tiercache.config.qos_policy import parse_policy
+from tiercache.extents.lease_file import LeaseFileWriter
+from tiercache.extents.shared_state import SharedStateWriter
+from tiercache.policy import lease_words as words
+from tiercache.policy.governor import Governor
+from tiercache.policy.qos import ClassPlan, IdentityPlan, Plan, Share
+from tiercache.policy.qos_schedule import Moment
+
+pytestmark = pytest.mark.timeout(60)
+
+POLICY = """
+version = 1
+[[identity]]
+name = "a"
+match = { name = "a" }
+read.limit = "10MB/s"
+max_wait = "2s"
+[[identity]]
+name = "b"
+match = { name = "b" }
+"""
+
+
+def plan_of(*names: str, limit: float = 1e6) -> Plan:
+    share = Share(limit=limit)
+    return Plan(
+        classes=(ClassPlan(),),
+        identities=tuple(
+            IdentityPlan(name=name, shares=(share, Share(), share)) for name in ("default", *names)
+        ),
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[LeaseFileWriter]:
+    writer = LeaseFileWriter(tmp_path / "leases.state")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def governing(tmp_path: Path, file: LeaseFileWriter) -> Iterator[Governing]:
+    state = SharedStateWriter(tmp_path / "shared.state")
+    yield Governing(file, state, BootClock(), lambda identity, sentence: None)
+    state.close()
+
+
+def account(process: int, name: str = "") -> Account:
+    return Account(process, os.getpid(), os.getuid(), os.getgid(), name)
+
+
+def keep_to(governing: Governing, text: str = POLICY) -> None:
+    policy = parse_policy(text, where="policy")
+    governing.keep_to(policy, policy.plan(Moment(weekday=0, minute=0)))
+
+
+async def test_without_a_free_slot_a_process_goes_at_safe_rates(governing: Governing) -> None:
+    keep_to(governing)
+    governing.start()
+    try:
+        for process in range(words.SLOTS_COUNT):
+            enlisted = await governing.enlist(account(process), "a")
+            assert enlisted.seats[0].slot >= 0
+        first = await governing.enlist(account(0), "a")
+        assert first.seats[0].slot >= 0  # its own, again
+        none_left = await governing.enlist(account(10_000), "a")
+        seat = none_left.seats[0]
+        assert (seat.slot, seat.owner, seat.safe_read, seat.max_wait_s) == (-1, 0, 1e6, 2.0)
+        governing.gone(7)
+        given = await governing.enlist(account(10_000), "a")
+        assert given.seats[0].slot >= 0
+        assert given.seats[0].owner not in {seat.owner for seat in first.seats}
+    finally:
+        await governing.stop()
+
+
+async def test_the_end_of_a_policy_frees_all_and_another_begins_anew(governing: Governing) -> None:
+    keep_to(governing)
+    governing.start()
+    try:
+        one = await governing.enlist(account(1), "a")
+        governing.keep_to(None, None)
+        assert governing.generation == 0
+        assert governing.seats.free == words.SLOTS_COUNT
+        assert (await governing.enlist(account(1), "a")).seats == ()
+        governing.gone(1)
+        keep_to(governing)
+        two = await governing.enlist(account(1), "a")
+        assert two.generation == one.generation + 1
+        assert two.seats[0].owner != one.seats[0].owner
+    finally:
+        await governing.stop()
+
+
+async def test_marks_stay_with_their_identities(governing: Governing) -> None:
+    keep_to(governing)
+    a, b = governing.mark_of("a"), governing.mark_of("b")
+    assert 1 < a != b > 1
+    assert (governing.marked(a), governing.marked(1)) == ("a", None)
+    keep_to(governing, POLICY.replace('"a"', '"c"'))
+    assert governing.mark_of("b") == b
+    assert (governing.mark_of("a"), governing.marked(governing.mark_of("c"))) == (1, "c")
+
+
+def test_what_a_client_stores_is_taken_with_care(file: LeaseFileWriter) -> None:
+    """Counters that go back or leap say nothing; waits of the future began now."""
+    clock, seats = FakeClock(), Seats(file)
+    governor = Governor(plan_of("liar", "honest"), clock.now())
+    liar = seats.take(governor, 1, "liar")
+    honest = seats.take(governor, 2, "honest")
+    assert liar is not None and honest is not None
+    theirs = file.slots[liar.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+    mine = file.slots[honest.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+    for value in (0, 1, words.UNLIMITED, words.UNLIMITED - 1, 1 << 63, 5, 0):
+        for word in range(1, words.SLOT_WORDS):
+            theirs[word] = value
+        for _ in range(20):
+            clock.advance(0.01)
+            seats.collect(governor, clock.now())
+            governor.turn(clock.now())
+            seats.publish(governor, shares=True)
+            mine[words.USED_READ] += 100
+    assert mine[words.GRANT_READ] > mine[words.USED_READ]
+    assert theirs[words.OWNER] == liar.owner  # it cannot give its slot away
+    report = {one.name: one for one in governor.report()}
+    assert report["honest"].levels[0] > 0
+
+
+def test_a_slot_serves_its_process_under_another_identity(file: LeaseFileWriter) -> None:
+    seats, governor = Seats(file), Governor(plan_of("a", "b"), 0.0)
+    one = seats.take(governor, 1, "a")
+    assert one is not None
+    file.slots[one.slot * words.SLOT_WORDS + words.USED_READ] = 500
+    seats.keep(1, ["b"])
+    two = seats.take(governor, 1, "b")
+    assert two is one and (two.identity, len(seats)) == ("b", 1)
+    assert seats.take(governor, 2, "a") is not one
+    seats.leave(governor, 1)
+    assert file.slots[one.slot * words.SLOT_WORDS + words.OWNER] == 0
+    assert seats.free == words.SLOTS_COUNT - 1
+
+
+def test_the_groups_of_a_process_are_told_while_it_lives() -> None:
+    own = claimant_of(os.getpid(), os.getuid(), os.getgid(), "n")
+    assert {str(group) for group in os.getgroups()} <= own.groups
+    assert (str(os.getuid()) in own.users, own.name) == (True, "n")
+    gone = claimant_of(0, os.getuid(), os.getgid(), "")
+    assert str(os.getgid()) in gone.groups
+    other = claimant_of(1, 12345, 54321, "")  # another user's: its groups are not taken
+    assert other.users == frozenset({"12345"})
+    assert other.groups == frozenset({"54321"})
+
+
+def test_a_job_asks_as_prefetch_where_its_client_has_no_name() -> None:
+    assert bulk_account("j1").name == "prefetch"
+    assert bulk_account("j1", name="train").name == "train"
+    assert bulk_account("j1").uid == os.geteuid()
+
+
+async def test_turns_go_on_after_an_error(
+    governing: Governing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_to(governing)
+    governing.start()
+    try:
+        enlisted = await governing.enlist(account(1), "a")
+        before = governing.turns
+        lease = next(iter(governing.seats))
+        payer, lease.payer = lease.payer, -1  # one that the governor does not know
+        governing.wake()
+        while "a turn of the governor failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+        lease.payer = payer
+        governing.wake()
+        while governing.turns == before:
+            await asyncio.sleep(0.01)
+        assert enlisted.seats
+    finally:
+        await governing.stop()
