@@ -81,6 +81,9 @@ GOVERNED = [
     ("qos-many", "worst wait ÷ fair share", 2.0),
     ("qos-both", "rate ÷ limit, the larger of the two", 1.03),
     ("qos-both", "use of the limit that binds", 0.95),
+    ("qos-backend", "from a limit's begin until requests come at less", 2.0),
+    ("qos-backend", "from a limit's begin until 90 % of it is taken", 20.0),
+    ("qos-backend", "errors that readers saw", 0.0),
 ]
 POLICIES = {
     name: str(one.options["policy"]) for name, one in ALL.items() if "policy" in one.options
