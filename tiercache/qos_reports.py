@@ -233,3 +233,4 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     differences: tuple[str, ...] = ()
     node: RatesNow = RatesNow()
+    dry_run: bool = False

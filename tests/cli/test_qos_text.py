@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiercache.cli.qos_audit import Followed, text_of
+from tiercache.cli.qos_audit import Followed, lines_of
 from tiercache.cli.qos_text import (
     NARROW,
     amount,
@@ -261,16 +261,28 @@ def test_status_has_a_line_of_it(qos: dict[str, object], rows: list[tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("line", "text"),
+    ("line", "lines"),
     [
-        ("{not json", "{not json"),
-        ("[1]", "[1]"),
-        ('{"what": "set", "of": "a b", "keys": [1]}', '?  set      of="a b"  keys=[1]'),
-        ('{"unix_s": 0, "what": "apply", "generation": 3}', "-  apply    generation=3"),
+        ("{not json", ["{not json"]),
+        ("[1]", ["[1]"]),
+        ('{"what": "set", "of": "a b", "keys": [1]}', ["?  set       of a b keys [1]"]),
+        (
+            '{"unix_s": 0, "what": "apply", "pid": 7, "user": "ann", "before": 3, "generation": 4,'
+            ' "differences": ["a → b", "c"]}',
+            ["-  apply     generation 3 → 4 by ann pid 7", "    a → b", "    c"],
+        ),
+        (
+            '{"unix_s": 0, "what": "denied", "identity": "x", "reason": "too long", "more": 3}',
+            ["-  denied    identity x reason too long more 3"],
+        ),
+        (
+            '{"what": "apply", "differences": ["d"' + ', "d"' * 11 + "]}",
+            ["?  apply", *["    d"] * 10, "    and 2 more, see --json"],
+        ),
     ],
-)  # fmt: skip
-def test_lines_of_the_audit_log(line: str, text: str) -> None:
-    assert text_of(line) == text
+)
+def test_lines_of_the_audit_log(line: str, lines: list[str]) -> None:
+    assert lines_of(line) == lines
 
 
 def test_a_followed_log_gives_each_whole_line_once(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from tiercache.settings import (
     CacheSettings,
     MetadataSettings,
     MountSettings,
+    QosSettings,
     Settings,
     TotalBytes,
 )
 from tiercache.units import MIB
 
 DOCUMENT = ROOT / "docs" / "operations.md"
+POLICY = 'version = 1\n[[backend]]\norigin = "file://"\nget = 1000\n'
 # Keys below which the names are the user's, not ours.
 NAMED_BY_USERS = {"reads"}
 
@@ -55,11 +57,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
     (folder / "origin").mkdir()
     (folder / "origin" / "large.bin").write_bytes(b"x" * 3 * MIB)
     (folder / "origin" / "small.bin").write_bytes(b"x" * 3000)
+    (folder / "qos.toml").write_text(POLICY)
     settings = Settings(
         cache=CacheSettings(dir=str(folder / "cache"), limit=TotalBytes(512 * MIB)),
         mounts=(MountSettings(path="/data", origin=f"file://{folder}/origin"),),
         agent=AgentSettings(metrics_address=free_address()),
         metadata=MetadataSettings(url=f"lmdb:{folder}/metadata"),
+        qos=QosSettings(policy=str(folder / "qos.toml")),
     )
     with tiercache.connect(settings, embedded=True) as ns:
         ns.prefetch("/data", pin=True).wait(30)

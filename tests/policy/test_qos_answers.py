@@ -109,14 +109,13 @@ BOB = Claimant(users=frozenset({"bob"}), name="training")
 
 def test_who_is_charged_and_why() -> None:
     policy = parse_policy(TEXT, where="test")
-    told = claims(policy, "training", "/data/x", [(7, ANN), (3, ANN), (9, BOB)])
+    told = claims(policy, "training", "/data/x", [(7, ANN), (3, ANN), (7, ANN), (9, BOB)])
     assert [claim.claimant for claim in told] == [
         "user 'ann', group 'ml'",
         "user 'bob', name 'training'",
         "group 'ml', name 'training'",
-        "user 'ann'",
     ]
-    ann, bob, by_name, by_user = told
+    ann, bob, by_name = told
     assert (ann.identity, ann.pids) == ("training", (3, 7))
     assert [(rule.identity, bool(rule.reason)) for rule in ann.rules] == [
         ("training", False),
@@ -124,7 +123,11 @@ def test_who_is_charged_and_why() -> None:
     ]
     assert (bob.identity, bob.pids) == ("default", (9,))
     assert bob.rules[0].refused and "@ml" in bob.rules[0].reason
-    assert (by_name.identity, by_user.identity) == ("training", "training")
+    assert (by_name.identity, by_name.pids) == ("training", ())
+    assert [one.claimant for one in claims(policy, "training", "/data/x", [])] == [
+        "group 'ml', name 'training'",
+        "user 'ann'",
+    ]
     assert claims(policy, "training", "/other", [(7, ANN)])[-1].identity == "people"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
 
+from tiercache.agent import qos_metrics
 from tiercache.agent.engine import Engine
 from tiercache.agent.status import document
 from tiercache.errors import ConfigError, Unsupported
@@ -73,6 +74,7 @@ class _Collector:
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
         self._loop = loop
+        self._labels = qos_metrics.Labels()
 
     def collect(self) -> Iterator[Metric]:
         """Runs on the server's threads. Raises TimeoutError where the loop does not answer."""
@@ -84,6 +86,7 @@ class _Collector:
         yield from _metadata(status["metadata"])
         yield from _origins(status["origins"])
         yield from _endpoints(status["endpoints"])
+        yield from qos_metrics.metrics(status["qos"], self._labels)
 
     async def _status(self) -> dict[str, Any]:
         # On the loop, which owns all that the document reads.

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from math import inf, isinf
 
 from tiercache.errors import NotFound
+from tiercache.policy.accounts import LIMIT_BURST_S
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import (
     Capacity,
@@ -254,15 +255,11 @@ def buckets(
     for resource in Resource:
         word = resource.name.lower()
         share = identity.shares[resource]
-        if not isinf(report.levels[resource]) or not isinf(share.limit):
+        if not isinf(share.limit):
+            burst = share.limit * LIMIT_BURST_S if share.burst is None else share.burst
+            level = bound(report.levels[resource])
             found.append(
-                BucketNow(
-                    of="identity",
-                    resource=word,
-                    rate=bound(share.limit),
-                    level=bound(report.levels[resource]),
-                    burst=share.burst,
-                )
+                BucketNow(of="identity", resource=word, rate=share.limit, level=level, burst=burst)
             )
         above = (
             ("class", force.class_of(identity).shares[resource].limit),
@@ -299,19 +296,26 @@ def claims(
     policy: Policy, identity: str, path: str, peers: Iterable[tuple[int, Claimant]]
 ) -> tuple[Claim, ...]:
     """Return how those are charged at a path who match one of an identity's rules: the connected
-    ``peers`` (process id, claimant) that do, and whoever gives no more than a rule asks for."""
+    ``peers`` (process id, claimant) that do, and for rules that none of them matches whoever gives
+    no more than the rule asks for."""
     asked: dict[str, _Asked] = {}
     for pid, claimant in peers:
         if identity in _identities_at(policy, claimant, path):
             asked.setdefault(text_of(claimant), _Asked(claimant)).pids.append(pid)
-    for claimant in _examples(policy, identity):
-        asked.setdefault(text_of(claimant), _Asked(claimant))
+    for claimant, rule in _examples(policy, identity):
+        if not any(rule in _rules_of(policy, one.claimant, path) for one in asked.values()):
+            asked.setdefault(text_of(claimant), _Asked(claimant))
     return tuple(_claim(policy, text, one, path) for text, one in list(asked.items())[:MOST_CLAIMS])
 
 
 def _identities_at(policy: Policy, claimant: Claimant, path: str) -> set[str]:
     explanation = policy.explain(claimant, path)
     return {explanation.identity, *(one.identity for one in explanation.candidates)}
+
+
+def _rules_of(policy: Policy, claimant: Claimant, path: str) -> list[MatchRule]:
+    """Return the rules that match."""
+    return [one.rule for one in policy.explain(claimant, path).candidates if not one.refused]
 
 
 def _claim(policy: Policy, text: str, asked: _Asked, path: str) -> Claim:
@@ -326,7 +330,7 @@ def _claim(policy: Policy, text: str, asked: _Asked, path: str) -> Claim:
             )
             for one in explanation.candidates
         ),
-        pids=tuple(sorted(asked.pids)),
+        pids=tuple(sorted(set(asked.pids))),
     )
 
 
@@ -341,7 +345,7 @@ def text_of(claimant: Claimant) -> str:
     return ", ".join(parts) or "anybody else"
 
 
-def _examples(policy: Policy, identity: str) -> Iterator[Claimant]:
+def _examples(policy: Policy, identity: str) -> Iterator[tuple[Claimant, MatchRule | None]]:
     """Yield who gives no more than each of an identity's rules asks for; of the default one,
     which has none, nobody in particular."""
     rules = [listed for listed in policy.rules if listed.identity == identity]
@@ -352,11 +356,12 @@ def _examples(policy: Policy, identity: str) -> Iterator[Claimant]:
             # A rule for a name asks, without saying so, for one of those who may use it.
             word = listed.claim[0]
             (groups if word[:1] == GROUP_SIGN else users).add(word.removeprefix(GROUP_SIGN))
-        yield Claimant(
+        claimant = Claimant(
             users=frozenset(users),
             groups=frozenset(groups),
             name=rule.name,
             access_key=rule.access_key,
         )
+        yield claimant, rule
     if not rules:
-        yield Claimant()
+        yield Claimant(), None

@@ -246,7 +246,7 @@ class QosDesk:
             self._audit.note(request.what, **who, generation=before, refused=str(error))
             await self._audit.flush()
             raise
-        if changed.generation != before or changed.differences:
+        if not changed.dry_run and (changed.generation != before or changed.differences):
             self._audit.note(
                 request.what,
                 **who,
@@ -273,8 +273,9 @@ class QosDesk:
     async def _apply(self, account: Account, raw: bytes) -> Changed:
         asked = _arguments(raw, Apply)
         differences = self._policing.differences(asked.text, asked.file)
-        if not asked.dry_run:
-            await self._policing.apply(asked.text, asked.file)
+        if asked.dry_run:
+            return msgspec.structs.replace(self._changed(*differences), dry_run=True)
+        await self._policing.apply(asked.text, asked.file)
         return self._changed(*differences)
 
     async def _set(self, account: Account, raw: bytes) -> Changed:

@@ -121,14 +121,17 @@ def _backends(backends: list[dict[str, Any]]) -> Iterator[Metric]:
         key: GaugeMetricFamily(f"tiercache_qos_backend_{key}", text, labels=labels)
         for key, text in (
             ("limit", "Requests or bytes a second that the policy allows."),
-            ("rate", "What the server was found to bear, where it has put off."),
+            ("rate", "What is kept to now: less than the limit where the server has put off."),
             ("waiting", "Requests that wait for this limit and others."),
         )
     }
     for one in backends:
         where = [one["scope"], one["kind"]]
         put_off.add_metric(where, one["throttled"])
-        for key, gauge in gauges.items():
-            if one[key] is not None:
-                gauge.add_metric(where, one[key])
+        gauges["waiting"].add_metric(where, one["waiting"])
+        bounds = [bound for bound in (one["limit"], one["rate"]) if bound is not None]
+        if one["limit"] is not None:
+            gauges["limit"].add_metric(where, one["limit"])
+        if bounds:
+            gauges["rate"].add_metric(where, min(bounds))
     yield from (put_off, *gauges.values())

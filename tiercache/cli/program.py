@@ -62,8 +62,16 @@ METADATA = {
     "status": Command("metadata_agent:status", "Show how the agent and its store get along."),
 }
 QOS = {
+    "show": Command("qos_show:show", "Show the policy in force."),
+    "top": Command("qos_top:top", "Show who gets how much, who waits, and on what."),
+    "explain": Command("qos_show:explain", "Say why an identity gets what it gets of a path."),
     "check": Command("qos:check", "Check a policy file; no agent is needed."),
     "diff": Command("qos:diff", "Show what a policy file would change."),
+    "apply": Command("qos_change:apply", "Put a policy into force."),
+    "set": Command("qos_change:set_", "Override values of an identity, also for a while."),
+    "unset": Command("qos_change:unset", "End overrides of an identity."),
+    "calibrate": Command("qos_change:calibrate", "Measure what the node delivers."),
+    "audit": Command("qos_audit:audit", "Print who changed what, and who was denied."),
 }
 SNAPSHOT = {
     "create": Command("snapshot:create", "Freeze names and versions below paths."),

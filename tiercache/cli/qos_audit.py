@@ -20,6 +20,8 @@ from tiercache.cli.walking import shown_time
 
 # How often a followed log is looked at.
 POLL_S = 0.25
+# A whole policy is dozens of differences.
+SHOWN_DIFFERENCES = 10
 
 COUNT = typer.Option("-n", "--lines", min=0, metavar="N", help="How many lines, the last ones.")
 FOLLOW = typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C.")
@@ -95,23 +97,32 @@ class Followed:
 
 
 def _print(line: str, as_document: bool) -> None:
-    out(line if as_document else text_of(line))
+    for text in [line] if as_document else lines_of(line):
+        out(text)
 
 
-def text_of(line: str) -> str:
-    """Return a line of the log for people; one that is no document of ours as it stands."""
+def lines_of(line: str) -> list[str]:
+    """Return a line of the log for people: what happened, and below it what became different. One
+    that is no document of ours is told as it stands."""
     try:
         document: Any = json.loads(line)
     except ValueError:
-        return line
+        return [line]
     if not isinstance(document, dict):
-        return line
-    when = document.pop("unix_s", None)
-    what = document.pop("what", "?")
-    rest = "  ".join(f"{key}={_value(value)}" for key, value in document.items())
-    time_text = shown_time(when) if isinstance(when, int | float) else "?"
-    return f"{time_text}  {what:<8} {rest}".rstrip()
+        return [line]
+    when, what = document.pop("unix_s", None), document.pop("what", "?")
+    parts = [shown_time(when) if isinstance(when, int | float) else "?", f" {what:<9}"]
+    if "before" in document:
+        parts.append(f"generation {document.pop('before')} → {document.pop('generation', '?')}")
+    if "user" in document:
+        parts.append(f"by {document.pop('user')}")
+    differences = document.pop("differences", [])
+    parts += [f"{key} {_value(value)}" for key, value in document.items()]
+    more = [f"    {difference}" for difference in differences[:SHOWN_DIFFERENCES]]
+    if len(differences) > SHOWN_DIFFERENCES:
+        more.append(f"    and {len(differences) - SHOWN_DIFFERENCES} more, see --json")
+    return [" ".join(parts).rstrip(), *more]
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) and value and " " not in value else json.dumps(value)
+    return value if isinstance(value, str) and value else json.dumps(value)

@@ -41,7 +41,7 @@ def apply(
     with session.namespace(ctx) as namespace:
         if dry_run or asks:
             changed = namespace.qos.apply(text, file=file, dry_run=True)
-            print_changed(changed, as_document=as_document, dry_run=True)
+            print_changed(changed, as_document=as_document)
             if dry_run or not changed.differences:
                 return ExitCode.OK
             if not typer.confirm("Put it into force?", err=True):

@@ -11,7 +11,6 @@ import typer
 
 from tiercache.cli import session
 from tiercache.cli.output import out, out_json, say
-from tiercache.cli.qos_text import rates
 from tiercache.errors import NotFound, TiercacheError
 
 if TYPE_CHECKING:
@@ -58,17 +57,15 @@ def identities(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in found if name.startswith(incomplete)]
 
 
-def print_changed(changed: Changed, *, as_document: bool, dry_run: bool = False) -> None:
+def print_changed(changed: Changed, *, as_document: bool) -> None:
     """Print what is different now, and the generation in force."""
     if as_document:
         import msgspec
 
-        out_json(msgspec.to_builtins(changed) | {"dry_run": dry_run})
+        out_json(msgspec.to_builtins(changed))
         return
     for difference in changed.differences:
         out(difference)
     if not changed.differences:
         out("nothing changes")
-    if rates(changed.node):
-        out(f"the node delivers {rates(changed.node)}")
-    say(f"generation {changed.generation} {'stays' if dry_run else 'is'} in force")
+    say(f"generation {changed.generation} {'stays' if changed.dry_run else 'is'} in force")

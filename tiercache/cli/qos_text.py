@@ -100,7 +100,7 @@ def show_head(told: Show, shown_time: str) -> list[str]:
     if not told.generation and not told.error:
         return ["no policy is in force: everybody gets what there is"]
     facts = [
-        ("policy", f"generation {told.generation}, from {told.source}"),
+        ("policy", f"generation {told.generation}, {source_text(told.source)}"),
         ("profile", told.profile),
         ("REFUSED", f"{told.error}; the last good policy holds" if told.error else ""),
         ("node", rates(told.node) or "not known: calibrate it, or say [node] in the policy"),
@@ -109,6 +109,11 @@ def show_head(told: Show, shown_time: str) -> list[str]:
     if told.next_change_s is not None:
         facts.append(("changes", f"in {format_duration(told.next_change_s)}"))
     return [f"{name:<9} {text}" for name, text in facts if text]
+
+
+def source_text(source: str) -> str:
+    """Return where a policy is from."""
+    return source if source == "applied" else f"from {source}"
 
 
 def show_grids(told: Show) -> Iterator[Grid]:
@@ -381,6 +386,8 @@ def _debt(bucket: BucketNow) -> str:
 
 def _cache_lines(capacity: CapacityNow) -> list[str]:
     header = ("cache: used", "pinned", "min", "soft", "max", "pin max")
+    if not (_is_bounded(capacity) or capacity.used_bytes):
+        return []
     return plain_table(header, [_capacity_cells(capacity)], right=range(6))
 
 
@@ -392,8 +399,6 @@ def _now_lines(told: Explained) -> list[str]:
     text += f" by {use.processes} process{'es' if use.processes != 1 else ''}"
     if not use.waiting:
         return [f"{text}; nobody waits"]
-    return [
-        text,
-        f"{use.waiting} wait{'s' if use.waiting == 1 else ''}, the longest for "
-        f"{format_duration(use.waiting_s)}, on: {use.bound_by or 'the next turn'}",
-    ]
+    waiting = "1 waits" if use.waiting == 1 else f"{use.waiting} wait, the longest"
+    on = use.bound_by or "the next turn"
+    return [text, f"{waiting} for {format_duration(use.waiting_s)}, on: {on}"]
