@@ -97,8 +97,8 @@ class Account:
     """One identity's tokens of one resource."""
 
     __slots__ = (
-        "balance", "got", "lately", "limit", "need", "pace", "peak", "pools", "reserve", "room",
-        "share", "used", "want", "weight",
+        "balance", "got", "is_short", "lately", "limit", "need", "pace", "peak", "pools", "reserve",
+        "room", "share", "used", "want", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -115,9 +115,10 @@ class Account:
         self.share = inf
         # Seconds of its rate that a token is.
         self.pace = 0.0
-        # Of one turn: the largest operation that waits, how much its balance may be, what it
-        # lacks to that, what it got.
+        # Of one turn: the largest operation that waits, whether it waits for this, how much its
+        # balance may be, what it lacks to that, what it got.
         self.want = 0.0
+        self.is_short = False
         self.need = 0.0
         self.room = 0.0
         self.got = 0.0
@@ -176,12 +177,9 @@ class Account:
         burst = used * HOLD_S / passed_s if passed_s < HOLD_S else used
         faded = self.peak * (1 - passed_s / PEAK_S) if passed_s < PEAK_S else 0.0
         self.peak = burst if burst > faded else faded
-        # Who waits and has used what it had can use any amount. Who waits with more than an
-        # operation left waits for another resource, and needs of this one what it is wont to use.
-        if self.want > 0 and self.balance <= self.want:
-            self.need = inf
-        else:
-            self.need = max(self.peak, self.want)
+        # Who waits for this can use any amount. Who has some of it left waits for another resource,
+        # or has not looked yet, and needs of this one what it is wont to use.
+        self.need = inf if self.is_short else self.peak
 
     def settle(self) -> None:
         """Give back what is more than it needs or its limit allows; see what it lacks."""
@@ -267,21 +265,23 @@ class Identity:
 
     def measure(self, passed_s: float) -> None:
         """Take in what its payers used and want since the last turn."""
-        wants = [0.0, 0.0, 0.0]
+        wants, short = [0.0, 0.0, 0.0], [False, False, False]
         waiting = []
         for payer in self.busy.values():
             payer.measure(passed_s)
             if payer.want is not None and payer.missed_turns < ABSENT_TURNS:
                 waiting.append(payer)
                 for resource in self.rationed:
-                    wants[resource] = max(wants[resource], payer.want[resource])
+                    if payer.want[resource] > 0:
+                        wants[resource] = max(wants[resource], payer.want[resource])
+                        short[resource] = short[resource] or payer.grant[resource] <= 0
         if len(waiting) > 1:
             waiting.sort(key=_order_of_service)
         if waiting:
             self.clock = max(self.clock, waiting[0].tag)
         self.waiting = waiting
         for resource, account in enumerate(self.accounts):
-            account.want = wants[resource]
+            account.want, account.is_short = wants[resource], short[resource]
             account.measure(passed_s)
 
 

@@ -38,8 +38,8 @@ from tiercache.policy.accounts import (
 from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, Plan, Rates, Resource
 from tiercache.policy.sharing import water_fill, whole_operations
 
-# Who waits gets one operation in this time, whatever the others are granted: twice within the 1 s
-# in which everybody must progress.
+# Who waits gets one operation in this time, or the most of its debt back, whatever the others are
+# granted: twice within the 1 s in which everybody must progress.
 FLOOR_S = 0.4
 # All floors together take at most this share of the node, and of what is reserved the second.
 FLOOR_SHARE = 0.1
@@ -304,11 +304,12 @@ class Governor:
             return
         reserved = sum(i.plan.shares[resource].reserve for i in self._identities.values())
         share = max(FLOOR_SHARE_RESERVED, min(FLOOR_SHARE, 1 - reserved / pool.rate))
+        part = passed_s / FLOOR_S
         floors = water_fill(
             min(share * pool.rate * passed_s, free),
             weights=[1.0] * len(waiting),
             wants=[
-                max(0.0, min(a.want * passed_s / FLOOR_S - a.got, a.room, a.lendable))
+                max(0.0, min(max(a.want, -a.balance) * part - a.got, a.room, a.lendable))
                 for a in waiting
             ],
             had=[0.0] * len(waiting),
