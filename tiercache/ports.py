@@ -322,18 +322,18 @@ class SharedState(Protocol):
         """Tell every client that another agent has begun: pages are to be verified again."""
         ...
 
-    def take_visited(self, slot: int) -> bool:
-        """Read and clear one visited byte."""
+    def take_visited(self, slot: int) -> int:
+        """Read and clear one visited byte: the mark of who read last, 0 where nobody has."""
         ...
 
-    def is_visited(self, slot: int) -> bool:
+    def visited_by(self, slot: int) -> int:
         """Read one visited byte."""
         ...
 
 
 class SharedStateView(Protocol):
-    """The clients' side: ``words[1]`` is the epoch, ``words[2]`` the generation; storing 1 to
-    ``visited[slot]`` marks a hit."""
+    """The clients' side: ``words[1]`` is the epoch, ``words[2]`` the generation; storing a
+    mark, 1 to 255, to ``visited[slot]`` notes a hit."""
 
     words: memoryview
     visited: memoryview

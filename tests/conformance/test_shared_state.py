@@ -34,10 +34,10 @@ def test_shared_state_reaches_the_other_side(tmp_path: Path) -> None:
     assert reader.words[EPOCH_WORD] == 2
     assert reader.words[GENERATION_WORD] == 1
     reader.visited[77] = 1
-    assert writer.is_visited(77)
+    assert writer.visited_by(77)
     assert writer.take_visited(77)
     assert not writer.take_visited(77)
-    assert not writer.is_visited(77)
+    assert not writer.visited_by(77)
     assert reader.visited[77] == 0
     assert len(reader.visited) == writer.slots_count == 1 << 20
     with pytest.raises(TypeError):

@@ -113,7 +113,7 @@ def test_three_epochs_of_four_times_the_cache(scene: Scene, at_once: bool) -> No
         assert (ended.state, ended.failed, ended.ordered) == (JobState.DONE, 0, True)
         assert ended.read == ended.listed == len(paths) // len(jobs) and ended.listing_done
     assert scene.fetched_bytes() <= 1.25 * belady(reads, CAPACITY)
-    assert not scene.engine.space.orders
+    assert not scene.engine.space.victims.orders
     assert_ledger_agrees(scene.ns, scene.cache)
 
 
@@ -221,7 +221,7 @@ def test_an_order_whose_reader_has_gone_is_forgotten(
     ended = job.wait(60)
     assert (ended.state, ended.error_class) == (JobState.FAILED, "TiercacheError")
     assert "nobody has read on" in ended.message
-    assert not small.engine.space.orders
+    assert not small.engine.space.victims.orders
     for path in paths:
         small.read(path)
 

@@ -376,7 +376,8 @@ def check_engine(engine: Any) -> None:
     """Ledger, extents, eviction queue and memory agree with one another."""
     space = engine.space
     space.ledger.assert_invariants()
-    assert set(space._sieve) == set(space.live)
+    assert len(space.victims) == len(space.live)
+    assert all(extent_id in space.victims for extent_id in space.live)
     assert all(state.busy >= 0 for state in space.live.values())
     assert all(space.ledger.charge_of(extent) for extent in space.live)
     slots = [state.slot for state in space.live.values()]

@@ -7,20 +7,26 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from tiercache import records
 from tiercache.agent.chunks import Chunks, checksums
+from tiercache.agent.extent_state import ExtentState
 from tiercache.agent.index import Index
-from tiercache.agent.packs import PackWriter
+from tiercache.agent.packs import Kind as Pack
+from tiercache.agent.packs import Packs
 from tiercache.agent.pins import Pins
-from tiercache.agent.space import ExtentState, Space
+from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, Space
+from tiercache.errors import CacheFull
 from tiercache.model import PAGE_BYTES, Kind
 from tiercache.policy import pages
 from tiercache.policy.eviction import WORTH_KEEPING
-from tiercache.ports import ExtentStore
+from tiercache.policy.ledger import NOBODY
+from tiercache.policy.qos import DEFAULT_IDENTITY
+from tiercache.ports import Buffer, ExtentStore
 from tiercache.records import ObjectRecord
 
 # A pack more than half wanted is not worth copying: it would cost its own size to free less.
@@ -56,9 +62,7 @@ class Contents:
         chunks: Chunks,
         extents: ExtentStore,
         pins: Pins,
-        packs: PackWriter,
-        pinned_packs: PackWriter,
-        kept_packs: PackWriter,
+        packs: Packs,
     ) -> None:
         self._index = index
         self._space = space
@@ -66,26 +70,68 @@ class Contents:
         self._extents = extents
         self._pins = pins
         self._packs = packs
-        self._pinned_packs = pinned_packs
-        self._kept_packs = kept_packs
         space.drop_contents = self.drop_extent
+        space.seal_packs_of = packs.seal_idle
+        space.quotas_changed = self._quotas_changed
 
     # -- layout -----------------------------------------------------------------------------
 
-    def packs_for(self, record: ObjectRecord) -> PackWriter:
-        pinned = self._pins.covers(record.origin, record.key)
-        return self._pinned_packs if pinned else self._packs
+    async def pack(
+        self,
+        record: ObjectRecord,
+        data: Buffer,
+        *,
+        digest: bytes,
+        commit: Callable[[ExtentState, int], None],
+    ) -> None:
+        """Append a small object to the pack where it belongs, as ``PackWriter.append``."""
+        count = len(data) + EXTENT_OVERHEAD_BYTES
+        owner = self._pinner(record.origin, record.key, count)
+        if owner is not None:
+            try:
+                writer = self._packs.of(owner, Pack.PINNED)
+                await writer.append(data, digest=digest, commit=commit)
+                return
+            except CacheFull:
+                if not self._space.quotas.in_force:
+                    raise
+        writer = self._packs.of(self._space.payer(), Pack.NEW)
+        await writer.append(data, digest=digest, commit=commit)
+
+    def _pinner(self, origin: str, key: str, count: int) -> str | None:
+        """Return who holds ``count`` bytes of this name by a pin, None for nobody: a pin beyond
+        its owner's ``pin_max`` or ``max`` holds nothing."""
+        owners = self._pins.owners(origin, key)
+        quotas = self._space.quotas
+        if not quotas.in_force:
+            return DEFAULT_IDENTITY if owners else None
+        for owner in owners:
+            has_room = owner == self._space.payer() or not quotas.lacking_bytes(owner, count)
+            if has_room and quotas.may_pin(owner, count):
+                return owner
+        return None
+
+    def admitter(self, record: ObjectRecord) -> str:
+        """Return whom a new extent of this object is to be charged to: who pinned it, else who
+        works."""
+        owner = self._pinner(record.origin, record.key, EXTENT_OVERHEAD_BYTES)
+        return self._space.payer() if owner is None else owner
+
+    def _quotas_changed(self) -> None:
+        # A pack is one identity's, and of its size.
+        self._packs.seal()
+        self.refresh_pins()
 
     def seal_packs(self) -> None:
         """Close the open packs, so that they may be evicted."""
-        for packs in (self._packs, self._pinned_packs, self._kept_packs):
-            packs.seal()
+        self._packs.seal()
 
     def lay_out(self, digest: bytes, record: ObjectRecord) -> ObjectRecord:
         """Give a large object its data id and its (still empty) places; put the record."""
         if record.data_id and not record.packed:
             return record
-        extent_bytes, count = self._space.placement.extents_of(record.size_bytes)
+        placement = self._space.quotas.placement(self._space.payer())
+        extent_bytes, count = placement.extents_of(record.size_bytes)
         record = msgspec.structs.replace(
             record,
             data_id=self._space.next_id(),
@@ -98,26 +144,29 @@ class Contents:
         return record
 
     def extent_for(
-        self, digest: bytes, record: ObjectRecord, number: int
+        self, digest: bytes, record: ObjectRecord, number: int, *, identity: str
     ) -> tuple[ObjectRecord, ExtentState]:
-        """Return the ``number``-th extent of a large object, made now if it is not there."""
-        extent_id, _ = record.extents[number]
-        if extent_id in self._space.live:
-            return record, self._space.live[extent_id]
+        """Make the ``number``-th extent of a large object, charged to ``identity``, for which its
+        overhead is reserved (``Space.new_extent``)."""
         first = number * record.extent_bytes
         length = min(record.extent_bytes, record.size_bytes - first)
         state = self._space.new_extent(
             length=length,
+            identity=identity,
             owner=digest,
             data_id=record.data_id,
             first_page=first // PAGE_BYTES,
         )
-        state.pinned = self._pins.covers(record.origin, record.key)
+        self._pin_if_covered(state, record)
         places = list(record.extents)
         places[number] = (state.id, state.slot)
         record = msgspec.structs.replace(record, extents=tuple(places))
         self._index.put_object(digest, record)
         return record, state
+
+    def extent_of(self, record: ObjectRecord, number: int) -> ExtentState | None:
+        """Return the ``number``-th extent of a large object, None where it is not there."""
+        return self._space.live.get(record.extents[number][0])
 
     def cached_bytes(self, record: ObjectRecord | None) -> int:
         """Return how many bytes of this version are present (whole pages, the last short)."""
@@ -196,7 +245,7 @@ class Contents:
         )
         self._index.put_object(digest, record)
         self._chunks.mark(state.data_id, 0, expected)
-        state.pinned = self._pins.covers(record.origin, record.key)
+        self._pin_if_covered(state, record)
         await self._index.flush()
         return record
 
@@ -212,13 +261,22 @@ class Contents:
     ) -> ExtentState:
         """Copy a wholly cached object, page by page verified, into an extent of its own."""
         loop = asyncio.get_running_loop()
-        await self._space.reserve(record.size_bytes)
-        state: ExtentState | None = None
+        identity = self.admitter(record)
+        await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
         try:
             state = self._space.new_extent(
-                length=record.size_bytes, owner=digest, data_id=self._space.next_id()
+                length=record.size_bytes,
+                identity=identity,
+                owner=digest,
+                data_id=self._space.next_id(),
             )
-            state.busy += 1
+        except BaseException:
+            self._space.release(EXTENT_OVERHEAD_BYTES, identity)
+            raise
+        state.busy += 1
+        reserved: int | None = None
+        try:
+            reserved = await self._space.reserve_in(state, record.size_bytes)
             offset = 0
             for extent_id, start, length in self._places(record):
                 for inside in range(0, length, COPY_BYTES):
@@ -232,15 +290,12 @@ class Contents:
                         raise BadPages(range(first, last))
                     offset += step
         except BaseException:
-            if state is not None:
-                self.free(state)
+            self.free(state)
             raise
         finally:
-            if state is None:
-                self._space.ledger.release(record.size_bytes)
-            else:
-                state.busy -= 1
-                self._space.settle(state, record.size_bytes)
+            state.busy -= 1
+            if reserved is not None:
+                self._space.settle(state, reserved)
         return state
 
     def _copy_step(self, source: tuple[int, int, int], target: tuple[int, int]) -> bytes:
@@ -278,17 +333,18 @@ class Contents:
 
     def free(self, state: ExtentState) -> None:
         """Give up an extent in which nobody finds anything any more, or anything yet."""
-        self._index.put(records.extent_key(state.id), None)
+        self._space.drop_record(state)
         self._space.forget(state)
 
-    async def drop_extent(self, state: ExtentState) -> bool:
-        """Take everything in this extent out of the index, durably. False: it stays."""
+    async def drop_extent(self, state: ExtentState, own: bool) -> bool:
+        """Take everything in this extent out of the index, durably. False: it stays. ``own``: it
+        goes because its identity has reached its ``max``."""
         if state.is_pack:
-            if not await self._empty_pack(state):
+            if not await self._empty_pack(state, own):
                 return False
         else:
             self._empty_single(state)
-        self._index.put(records.extent_key(state.id), None)
+        self._space.drop_record(state)
         await self._index.flush()
         return True
 
@@ -312,27 +368,68 @@ class Contents:
                 found.append(Member(digest, record))
         return found
 
-    async def _empty_pack(self, state: ExtentState) -> bool:
+    async def _empty_pack(self, state: ExtentState, own: bool) -> bool:
         members = self.members(state)
-        wanted = self._wanted(state, members)
+        pinned = self._pinned_members(members)
+        wanted = self._wanted(state, members, pinned)
+        readers = {m.digest: self._space.reader_in(state, m.record.pack_offset) for m in wanted}
         self._space.clear_visited(state)
-        wanted_bytes = sum(m.record.size_bytes for m in wanted)
-        if wanted_bytes > WORTH_COPYING * state.length_bytes:
-            pinned = [m for m in members if self._pins.covers(m.record.origin, m.record.key)]
-            pinned_bytes = sum(m.record.size_bytes for m in pinned)
-            state.pinned = pinned_bytes > WORTH_COPYING * state.length_bytes
+        if self._stays(state, wanted, pinned):
             return False
         for member in wanted:
-            await self._copy_forward(state, member)
+            owner, reader = pinned.get(member.digest), NOBODY
+            if own and owner is None:
+                reader = self._space.victims.reader_of(readers[member.digest])
+            try:
+                await self._copy_forward(state, member, pinner=owner, reader=reader)
+            except CacheFull:
+                if not self._space.quotas.in_force:
+                    raise
+                if owner is not None:
+                    return False
         for member in self.members(state):
             self._index.put_object(member.digest, without_data(member.record))
         self._index.delete_prefix(records.member_prefix(state.id))
         return True
 
-    def _wanted(self, state: ExtentState, members: list[Member]) -> list[Member]:
+    def _stays(
+        self, state: ExtentState, wanted: list[Member], pinned: Mapping[bytes, str]
+    ) -> bool:
+        """Whether so much of a pack is wanted that copying it would cost more than it frees; where
+        most is pinned, the pack is from now on. What others have pinned is theirs to hold."""
+        quotas = self._space.quotas
+        wanted_bytes = pinned_bytes = 0
+        for member in wanted:
+            owner = pinned.get(member.digest, state.identity)
+            if owner == state.identity or not quotas.in_force:
+                wanted_bytes += member.record.size_bytes
+                pinned_bytes += member.record.size_bytes if member.digest in pinned else 0
+        much = WORTH_COPYING * state.length_bytes
+        if pinned_bytes > much:
+            may_pin = quotas.may_pin(state.identity, self._space.ledger.charge_of(state.id))
+            self._space.set_pinned(state, may_pin)
+            return may_pin
+        return wanted_bytes > much
+
+    def _pinned_members(self, members: list[Member]) -> dict[bytes, str]:
+        """Return who holds which objects of a pack by a pin, within each one's ``pin_max``."""
+        quotas = self._space.quotas
+        found: dict[bytes, str] = {}
+        claimed: dict[str, int] = {}
+        for member in members:
+            for owner in self._pins.owners(member.record.origin, member.record.key):
+                count = claimed.get(owner, EXTENT_OVERHEAD_BYTES) + member.record.size_bytes
+                if quotas.may_pin(owner, count):
+                    found[member.digest], claimed[owner] = owner, count
+                    break
+        return found
+
+    def _wanted(
+        self, state: ExtentState, members: list[Member], pinned: Mapping[bytes, str]
+    ) -> list[Member]:
         """Return the objects of a pack about to go that are to be copied forward: what is pinned,
         what was read since it was looked at, and what is announced to be read soon."""
-        orders = self._space.orders
+        orders = self._space.victims.orders
         announced = [m for m in members if orders.distance(m.digest) is not None] if orders else []
         if len(announced) > WORTH_KEEPING * len(members):
             announced = [m for m in announced if orders.is_near(m.digest)]
@@ -342,17 +439,20 @@ class Contents:
 
         def is_wanted(member: Member) -> bool:
             record = member.record
-            if member.digest in kept or self._pins.covers(record.origin, record.key):
+            if member.digest in kept or member.digest in pinned:
                 return True
             if orders and orders.distance(member.digest) is not None:
                 return False
-            return self._space.visited_in(state, record.pack_offset)
+            return self._space.reader_in(state, record.pack_offset) != 0
 
         return [member for member in members if is_wanted(member)]
 
-    async def _copy_forward(self, state: ExtentState, member: Member) -> None:
-        """Append the object to an open pack. Bytes that fail their checksum, or that the device
-        cannot read, are left behind."""
+    async def _copy_forward(
+        self, state: ExtentState, member: Member, *, pinner: str | None, reader: str
+    ) -> None:
+        """Append the object to an open pack: of who has pinned it, of its ``reader`` if that one
+        has room, else of the same identity. Bytes that fail their checksum, or that the device
+        cannot read, are left behind. Raises CacheFull."""
         record = member.record
         try:
             data = self._extents.read(state.id, record.pack_offset, record.size_bytes)
@@ -371,18 +471,69 @@ class Contents:
                 msgspec.structs.replace(record, extents=((target.id, slot),), pack_offset=offset),
             )
 
-        pinned = self._pins.covers(record.origin, record.key)
-        packs = self._pinned_packs if pinned else self._kept_packs
-        await packs.append(data, digest=member.digest, commit=commit, use_headroom=True)
+        in_force = self._space.quotas.in_force
+        places = [(state.identity if in_force else DEFAULT_IDENTITY, Pack.SURVIVORS)]
+        if pinner is not None:
+            places = [(pinner if in_force else DEFAULT_IDENTITY, Pack.PINNED)]
+        elif reader not in (NOBODY, state.identity):
+            places.insert(0, (reader, Pack.SURVIVORS))
+        for place in places:
+            try:
+                await self._packs.of(*place).append(
+                    data, digest=member.digest, commit=commit, use_headroom=True
+                )
+                return
+            except CacheFull:
+                if place == places[-1]:
+                    raise
 
-    def refresh_pins(self) -> None:
-        """Bring the ``pinned`` mark of all extents up to the pins."""
-        for state in self._space.live.values():
+    def refresh_pins(self, *, removed: bool = True) -> None:
+        """Bring the ``pinned`` mark of all extents up to the pins, of which some were ``removed``."""
+        quotas, space = self._space.quotas, self._space
+        for state in space.live.values():
             if state.is_pack:
-                state.pinned = False  # an eviction that finds it mostly pinned says so again
+                if removed:  # an eviction that finds it mostly pinned says so again
+                    space.set_pinned(state, False)
                 continue
             record = self._index.get_object(state.owner)
-            state.pinned = record is not None and self._pins.covers(record.origin, record.key)
+            owners = [] if record is None else self._pins.owners(record.origin, record.key)
+            if not quotas.in_force:
+                space.set_pinned(state, bool(owners))
+            elif state.identity not in owners or not quotas.may_pin(state.identity, 0):
+                space.set_pinned(state, False)
+        if quotas.in_force:
+            for state in space.live.values():
+                record = None if state.is_pack else self._index.get_object(state.owner)
+                if record is not None:
+                    self._pin_if_covered(state, record)
+
+    def _pin_if_covered(self, state: ExtentState, record: ObjectRecord) -> None:
+        """Pin an extent for whoever has pinned its object, whom it is charged to from now on; not
+        beyond that one's ``pin_max`` or ``max``."""
+        if state.pinned:
+            return
+        owners, space = self._pins.owners(record.origin, record.key), self._space
+        if not space.quotas.in_force:
+            space.set_pinned(state, bool(owners))
+            return
+        charge = space.ledger.charge_of(state.id)
+        for owner in owners:
+            if space.quotas.may_pin(owner, charge):
+                if owner == state.identity or space.pass_on(state, owner):
+                    space.set_pinned(state, True)
+                    return
+
+    def unpinned_bytes(self) -> dict[str, int]:
+        """Return, by who pinned them, the bytes of extents that pins cover and do not hold."""
+        found: dict[str, int] = {}
+        for state in self._space.live.values():
+            record = None
+            if not state.is_pack and not state.pinned:
+                record = self._index.get_object(state.owner)
+            for owner in self._pins.owners(record.origin, record.key)[:1] if record else ():
+                charge = self._space.ledger.charge_of(state.id)
+                found[owner] = found.get(owner, 0) + charge
+        return found
 
     def pinned_bytes(self) -> int:
         """Return the charges of pinned extents."""

@@ -10,8 +10,9 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -24,7 +25,8 @@ from tiercache.agent.flights import endpoint_of, is_offline
 from tiercache.agent.mounts import Located
 from tiercache.agent.offline import missing_bytes
 from tiercache.agent.plane import Plane
-from tiercache.agent.space import ExtentState
+from tiercache.agent.extent_state import ExtentState
+from tiercache.agent.space import EXTENT_OVERHEAD_BYTES
 from tiercache.errors import CacheFull, OriginUnavailable, PreconditionFailed, StaleHandle
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
@@ -246,13 +248,14 @@ class Filler:
         stop = min(end * PAGE_BYTES, record.size_bytes)
         if self.record_of(target).data_id != record.data_id:
             return None  # evicted since it was asked for: who still wants it asks again
-        state = self._extent(target, first * PAGE_BYTES // record.extent_bytes)
-        state.busy += 1
-        reserved = 0
+        state = await self._extent(target, record, first * PAGE_BYTES // record.extent_bytes)
+        if state is None:
+            return None
+        reserved: int | None = None
         try:
             async with self._memory.hold(stop - start):
-                await self._reserve(stop - start)
-                reserved = stop - start
+                with self._refusing():
+                    reserved = await self._space.reserve_in(state, stop - start)
                 data = await self._get(target, start, stop)
                 crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
             # Replaced or evicted meanwhile: its pages must not come back, or they would be taken
@@ -261,13 +264,13 @@ class Filler:
                 return None
             self._chunks.mark(state.data_id, first, crcs)
             self._space.settle(state, reserved)
-            reserved = 0
+            reserved = None
             _count(self.filled, target.mount, stop - start)
             self._commit_within(COMMIT_DELAY_S)
             return _kept(start, data)
         finally:
             state.busy -= 1
-            if reserved:
+            if reserved is not None:
                 self._space.settle(state, reserved)
 
     def _is_place_of(self, state: ExtentState, record: ObjectRecord, page: int) -> bool:
@@ -275,20 +278,39 @@ class Filler:
             return False
         return record.extents[page * PAGE_BYTES // record.extent_bytes][0] == state.id
 
-    def _extent(self, target: Target, number: int) -> ExtentState:
-        record = self.record_of(target)
-        try:
-            return self._contents.extent_for(target.digest, record, number)[1]
-        except (OSError, CacheFull) as error:
-            raise self._device.refused(error) from error
+    async def _extent(
+        self, target: Target, record: ObjectRecord, number: int
+    ) -> ExtentState | None:
+        """Return an extent of the object, made now if it is not there, and held busy; None where
+        the object was evicted meanwhile."""
+        state = self._contents.extent_of(self.record_of(target), number)
+        if state is None:
+            identity = self._contents.admitter(record)
+            with self._refusing():
+                await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
+            reserved = EXTENT_OVERHEAD_BYTES
+            try:
+                current = self.record_of(target)
+                if current.data_id != record.data_id:
+                    return None
+                state = self._contents.extent_of(current, number)
+                if state is None:
+                    with self._refusing():
+                        _, state = self._contents.extent_for(
+                            target.digest, current, number, identity=identity
+                        )
+                    reserved = 0
+            finally:
+                self._space.release(reserved, identity)
+        state.busy += 1
+        return state
 
-    async def _reserve(self, count: int) -> None:
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn what the device or a limit says into NotCached."""
         try:
-            # A tail is rounded up to a block.
-            await self._space.reserve(count)
-        except CacheFull as error:
-            raise NotCached(str(error)) from error
-        except OSError as error:  # evicting for us met a device that fails
+            yield
+        except (OSError, CacheFull) as error:  # an eviction, too, may meet a device that fails
             raise self._device.refused(error) from error
 
     async def _get(self, target: Target, start: int, stop: int) -> Buffer:
@@ -379,12 +401,8 @@ class Filler:
                 ),
             )
 
-        try:
-            await self._contents.packs_for(record).append(data, digest=digest, commit=commit)
-        except CacheFull as error:
-            raise NotCached(str(error)) from error
-        except OSError as error:
-            raise self._device.refused(error) from error
+        with self._refusing():
+            await self._contents.pack(record, data, digest=digest, commit=commit)
 
     # -- answering with bytes ---------------------------------------------------------------
 

@@ -8,7 +8,7 @@ tens of commits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
 from tiercache import records
@@ -37,6 +37,8 @@ class Index:
         self._objects: dict[bytes, ObjectRecord] = {}
         self._size_bytes = store.size_bytes()
         self.commits = 0
+        # Called before each commit, for what must be in it: sums of what it changes.
+        self.before_commit: Callable[[], None] = lambda: None
         # Where there is a metadata store: what it is to be told
         self.outbox: Outbox | None = None
 
@@ -177,6 +179,7 @@ class Index:
         try:
             while self._waiting is not None:
                 waiting, self._waiting = self._waiting, None
+                self.before_commit()
                 entries = self.outbox.entries() if self.outbox is not None else {}
                 self._pending.update(entries)
                 self._committing, self._pending = self._pending, {}

@@ -506,7 +506,7 @@ class Jobs:
             job.error_class = TiercacheError.__name__
 
     def _missed(self, digest: bytes) -> None:
-        if self._space.orders:
+        if self._space.victims.orders:
             for job in self.table.jobs.values():
                 if job.run is not None and not job.ended:
                     job.run.missed(digest)

@@ -85,7 +85,7 @@ class OrderedRun:
     async def run(self) -> bool:
         """Return when the order was read to its end: False where its reader was given up."""
         order = self.order
-        self._space.orders.open(order)
+        self._space.victims.orders.open(order)
         try:
             while not order.is_over:
                 self._wake.clear()
@@ -108,8 +108,8 @@ class OrderedRun:
                         await self._wake.wait()
             return True
         finally:
-            self._space.orders.close(order)
-            self._space.forget_orders()
+            self._space.victims.orders.close(order)
+            self._space.victims.forget_orders()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -119,7 +119,9 @@ class OrderedRun:
         now_s = self._clock.now()
         if not self._usable_bytes or now_s - self._measured_s > 1.0:
             self._measured_s = now_s
-            self._usable_bytes = self._space.capacity_bytes - self._contents.pinned_bytes()
+            space = self._space
+            unpinned_bytes = space.capacity_bytes - self._contents.pinned_bytes()
+            self._usable_bytes = min(unpinned_bytes, space.most_bytes())
 
     # -- where the reader stands ------------------------------------------------------------
 
@@ -146,7 +148,7 @@ class OrderedRun:
         def was_read(slot: int) -> bool:
             """Small objects share a mark; all of them in the window may have been read."""
             if slot not in looked:
-                looked[slot] = bool(slot) and self._state.take_visited(slot)
+                looked[slot] = bool(slot) and bool(self._state.take_visited(slot))
             return looked[slot]
 
         low, unread, place = order.low, 0, order.low
@@ -261,7 +263,7 @@ class OrderedRun:
         """Return whether the object may be fetched now: into free room always, into others' room
         within the window."""
         space = self._space
-        free_bytes = space.ledger.room_bytes - space.headroom_bytes - self._fetching_bytes
+        free_bytes = space.free_bytes() - self._fetching_bytes
         # What evictions for the window leave over must not draw in what is read late: it would be
         # the next to go, and so on through the whole order.
         if size_bytes <= free_bytes - self._usable_bytes // WINDOW_SHARE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiercache import records
 from tiercache.agent.index import Index
+from tiercache.policy.qos import DEFAULT_IDENTITY
 from tiercache.records import PinRecord
 
 
@@ -13,8 +14,8 @@ class Pins:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._by_path: dict[str, PinRecord] = {}
-        self._exact: set[tuple[str, str]] = set()
-        self._trees: list[tuple[str, str]] = []
+        self._exact: dict[tuple[str, str], str] = {}
+        self._trees: list[tuple[str, str, str]] = []
         self.load()
 
     def load(self) -> None:
@@ -24,16 +25,26 @@ class Pins:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._exact = {(p.origin, p.prefix) for p in self._by_path.values()}
+        pins = self._by_path.values()
+        self._exact = {(p.origin, p.prefix): p.identity or DEFAULT_IDENTITY for p in pins}
         self._trees = [
-            (p.origin, p.prefix.rstrip("/") + "/" if p.prefix else "")
-            for p in self._by_path.values()
+            (p.origin, p.prefix.rstrip("/") + "/" if p.prefix else "", p.identity)
+            for p in pins
             if p.tree
         ]
 
     @property
     def paths(self) -> list[str]:
         return sorted(self._by_path)
+
+    def has(self, record: PinRecord) -> bool:
+        """Return whether the same is pinned already, by whomever."""
+        known = self._by_path.get(record.path)
+        return known is not None and (known.origin, known.prefix, known.tree) == (
+            record.origin,
+            record.prefix,
+            record.tree,
+        )
 
     def add(self, record: PinRecord) -> None:
         self._by_path[record.path] = record
@@ -51,4 +62,14 @@ class Pins:
     def covers(self, origin: str, key: str) -> bool:
         if (origin, key) in self._exact:
             return True
-        return any(o == origin and key.startswith(prefix) for o, prefix in self._trees)
+        return any(o == origin and key.startswith(prefix) for o, prefix, _ in self._trees)
+
+    def owners(self, origin: str, key: str) -> list[str]:
+        """Return whose pins cover a name."""
+        found = [self._exact[origin, key]] if (origin, key) in self._exact else []
+        found += [
+            identity or DEFAULT_IDENTITY
+            for o, prefix, identity in self._trees
+            if o == origin and key.startswith(prefix)
+        ]
+        return found

@@ -10,7 +10,7 @@ from tiercache.agent.contents import Contents
 from tiercache.agent.device import Device
 from tiercache.agent.index import Index
 from tiercache.agent.memory import MemoryBudget
-from tiercache.agent.packs import PackWriter
+from tiercache.agent.packs import Packs
 from tiercache.agent.pins import Pins
 from tiercache.agent.space import Space
 from tiercache.clock import Clock
@@ -27,7 +27,6 @@ class Plane:
     chunks: Chunks
     contents: Contents
     pins: Pins
-    packs: PackWriter
     extents: ExtentStore
     state: SharedState
     memory: MemoryBudget
@@ -50,14 +49,9 @@ def build_plane(
     index = Index(store, committer)
     pins = Pins(index)
     chunks = Chunks(index)
-    space = Space(index=index, extents=extents, state=state, pins=pins, limit=settings.limit)
-    packs = PackWriter(space=space, index=index, extents=extents, executor=executor)
-    pinned_packs = PackWriter(
-        space=space, index=index, extents=extents, executor=executor, pinned=True
-    )
-    kept_packs = PackWriter(
-        space=space, index=index, extents=extents, executor=executor, survivors=True
-    )
+    space = Space(index=index, extents=extents, state=state, limit=settings.limit)
+    space.books.now = clock.now
+    packs = Packs(space=space, index=index, extents=extents, executor=executor)
     contents = Contents(
         index=index,
         space=space,
@@ -65,8 +59,6 @@ def build_plane(
         extents=extents,
         pins=pins,
         packs=packs,
-        pinned_packs=pinned_packs,
-        kept_packs=kept_packs,
     )
     return Plane(
         index=index,
@@ -74,7 +66,6 @@ def build_plane(
         chunks=chunks,
         contents=contents,
         pins=pins,
-        packs=packs,
         extents=extents,
         state=state,
         memory=MemoryBudget(settings.memory_bytes),

@@ -1,41 +1,37 @@
 """Space on the cache device: reserving it, giving it out as extents, and taking it back.
 
 Everything on the device belongs to one ``ExtentState`` here or lies in the trash waiting for its
-last reader. Capacity is reserved before a byte is written; where there is none, SIEVE names an
-extent to evict. Owned by the event loop.
+last reader. Capacity is reserved before a byte is written, the device's and that of the identity
+that pays; where there is none, ``Victims`` names an extent to evict. Owned by the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
 
-from tiercache import records
+from tiercache import records, work
+from tiercache.agent.extent_state import PACK_SLOTS, ExtentState, Slots
 from tiercache.agent.index import Index
-from tiercache.agent.pins import Pins
+from tiercache.agent.books import Books
+from tiercache.agent.victims import Victims
 from tiercache.errors import CacheFull
-from tiercache.policy.eviction import (
-    PROBATION_SHARE,
-    VICTIM_SHARE,
-    Candidate,
-    Probation,
-    Sieve,
-    of_pack,
-    to_go,
-)
-from tiercache.policy.ledger import Ledger
-from tiercache.policy.order import Orders
+from tiercache.policy.eviction import PROBATION_SHARE, Probation
+from tiercache.policy.ledger import NOBODY, Ledger
 from tiercache.policy.placement import Placement
+from tiercache.policy.qos import DEFAULT_IDENTITY, Capacity
+from tiercache.policy.quotas import Quotas
 from tiercache.ports import ExtentStore, SharedState
 from tiercache.records import ExtentRecord
 from tiercache.settings import FreeSpaceRatio, Limit
-from tiercache.units import MIB
+from tiercache.units import MIB, format_bytes
 
 # The device rounds every file up to a block and keeps its own tree of blocks (ext4: 4 KiB for
 # ~340 fragments); two blocks an extent cover both.
 EXTENT_OVERHEAD_BYTES = 8192
+# The device gives a file whole blocks.
+BLOCK_BYTES = 4096
 # The shared mapping 1,028 KiB, the leases 260, two logs of 256, two audit logs of 64, the policy
 # that was applied and its successor 64 each, overrides and calibration 16 each and as much for
 # their successors, superblock and lock 8: 2,128 KiB.
@@ -47,83 +43,15 @@ HELD_POLL_S = 0.005
 # While readers let go of less than this share of the capacity, another extent is evicted rather
 # than waited for: a full cache then turns over in 64 janitor rounds (6 s) whatever is held.
 COMING_SHARE = 64
+# Who is above a ``max`` that was lowered gives up this share of the capacity a second, and a reader
+# evicts for it no more than that at a time: ~50 ms of the event loop for 128 extents.
+GRADUAL_SHARE = 64
 # Small files need inodes; leave the file system some for others.
 MIN_FREE_INODES = 1000
 # A reading of the file system's free space holds for this many reserved bytes, and for one tick,
 # where this much and more is free: asking for each small object costs as much as writing it.
 TRUSTED_BYTES = 16 * MIB
 AMPLE_BYTES = 1024 * MIB
-# While an order is announced, victims are the best of so many extents, or of packs with so many
-# objects: ~5 ms and ~20 ms of the event loop, for a share of them (VICTIM_SHARE) at a time.
-LOOKED_AT_EXTENTS = 4096
-LOOKED_AT_MEMBERS = 65536
-
-
-@dataclass(slots=True, kw_only=True)
-class ExtentState:
-    """One live extent. ``busy`` counts fills, appends and copies that forbid eviction now.
-    ``used_bytes`` is the append position of a pack; ``slots`` how many visited bytes it has."""
-
-    id: int
-    slot: int
-    slots: int
-    length_bytes: int
-    owner: bytes
-    data_id: int
-    first_page: int
-    busy: int = 0
-    used_bytes: int = 0
-    pinned: bool = False
-    sealed: bool = True
-
-    @property
-    def is_pack(self) -> bool:
-        return not self.owner
-
-
-# A pack of 64 MiB has a visited byte for each MiB, so that copying forward is worth its reads.
-PACK_SLOTS = 64
-
-
-class Slots:
-    """Visited bytes: singles from the lower half, runs of PACK_SLOTS from the upper."""
-
-    def __init__(self, count: int) -> None:
-        half = count // 2
-        self._next_single, self._end_single = 1, half
-        self._next_run, self._end_run = half, half + (count - half) // PACK_SLOTS * PACK_SLOTS
-        self._free: dict[int, set[int]] = {1: set(), PACK_SLOTS: set()}
-        self._half = half
-
-    def claim(self, slot: int) -> None:
-        """Note a slot that a stored extent already has."""
-        if slot < self._half:
-            while self._next_single <= slot:
-                self._free[1].add(self._next_single)
-                self._next_single += 1
-            self._free[1].remove(slot)
-        else:
-            while self._next_run <= slot:
-                self._free[PACK_SLOTS].add(self._next_run)
-                self._next_run += PACK_SLOTS
-            self._free[PACK_SLOTS].remove(slot)
-
-    def take(self, run: int) -> int:
-        """Raises CacheFull when all are in use (half a million extents)."""
-        if self._free[run]:
-            return self._free[run].pop()
-        if run == 1 and self._next_single < self._end_single:
-            self._next_single += 1
-            return self._next_single - 1
-        if run == PACK_SLOTS and self._next_run < self._end_run:
-            self._next_run += PACK_SLOTS
-            return self._next_run - PACK_SLOTS
-        raise CacheFull("all extent slots are in use", remedy="use a larger share of large objects")
-
-    def give(self, slot: int, run: int) -> None:
-        self._free[run].add(slot)
-
-
 class Space:
     """Ledger, extents and eviction."""
 
@@ -133,14 +61,12 @@ class Space:
         index: Index,
         extents: ExtentStore,
         state: SharedState,
-        pins: Pins,
         limit: Limit,
     ) -> None:
         # Constant after construction
         self._index = index
         self._extents = extents
         self._state = state
-        self._pins = pins
         self._limit = limit
         self._free_ratio = limit.ratio if isinstance(limit, FreeSpaceRatio) else 0.0
         _, total, _ = extents.free()
@@ -151,33 +77,44 @@ class Space:
         # index, which grows by a few pages with every commit.
         self.headroom_bytes = self.placement.pack_bytes + max(MIB, capacity // 256)
         self.ledger = Ledger(capacity)
+        self.quotas = Quotas(self.ledger, self.placement)
+        self.books = Books(index, self.ledger, self.quotas)
         # Owned by the event loop
         self.live: dict[int, ExtentState] = {}
-        self._sieve = Sieve()
+        self.victims = Victims(
+            index=index,
+            state=state,
+            ledger=self.ledger,
+            quotas=self.quotas,
+            live=self.live,
+            pass_on=self.pass_on,
+        )
         self._probation = Probation(capacity // PROBATION_SHARE)
-        # What is to be read, and when; jobs open and close orders.
-        self.orders = Orders()
-        # While there are some: victims found by the last look, packs that refused to go since, and
-        # the objects of packs.
-        self._to_go: list[int] = []
-        self._refused: set[int] = set()
-        self._members: dict[int, list[bytes]] = {}
         self._slots = Slots(state.slots_count)
         self._next_id = 1
         self._reclaiming = asyncio.Lock()
+        # Of those who make room below their own ``max``.
+        self._reclaiming_own: dict[str, asyncio.Lock] = {}
+        # One pack is copied forward at a time, since that needs the headroom.
+        self._emptying_pack = asyncio.Lock()
         # Why the file system, not the limit, keeps the cache small; empty where it does not.
         self.shortage = ""
         # Discards that the device refused; tried again, and charged until then.
         self._refused_discards: set[int] = set()
         # Of all reservations that wait for room, so that they wait together.
         self._wanted_bytes = 0
-        # When extents were discarded that may be held by readers, in seconds of the loop's clock.
-        self._forgotten_s: dict[int, float] = {}
+        # When extents were discarded that may be held by readers, in seconds of the loop's clock,
+        # and whose they were.
+        self._forgotten_s: dict[int, tuple[float, str]] = {}
         self._trusted_bytes = 0
         self.evicted_extents = 0
         self.evicted_bytes = 0
-        # Set by the engine: how the contents of an extent leave the index.
-        self.drop_contents: Callable[[ExtentState], Coroutine[None, None, bool]]
+        # Set by the contents: how those of an extent leave the index (of ``own``: because of its
+        # identity's ``max``), how the open packs of an identity are closed, and what follows when
+        # the quotas are others.
+        self.drop_contents: Callable[[ExtentState, bool], Coroutine[None, None, bool]]
+        self.seal_packs_of: Callable[[str], bool]
+        self.quotas_changed: Callable[[], None]
 
     # -- start ------------------------------------------------------------------------------
 
@@ -187,16 +124,19 @@ class Space:
         raw = self._index.get(records.META_NEXT_ID)
         self._next_id = int.from_bytes(raw, "big") if raw else 1
         on_disk = self._extents.scan()
+        recorded = self.books.recorded()
         for key, value in self._index.scan(b"x"):
             extent_id, record = records.extent_id_of(key), records.decode_extent(value)
             state = self._adopt(extent_id, record)
             if extent_id in on_disk:
-                self.ledger.charge(extent_id, on_disk.pop(extent_id) + EXTENT_OVERHEAD_BYTES)
+                allocated = on_disk.pop(extent_id) + EXTENT_OVERHEAD_BYTES
+                self.ledger.charge(extent_id, allocated, state.identity)
             self._next_id = max(self._next_id, extent_id + 1, state.data_id + 1)
         for orphan in on_disk:
             self._extents.discard(orphan)
         self.reap()
         self.measure_overhead()
+        self.books.verify(recorded)
 
     def _adopt(self, extent_id: int, record: ExtentRecord) -> ExtentState:
         self._slots.claim(record.slot)
@@ -208,10 +148,11 @@ class Space:
             owner=record.owner,
             data_id=record.data_id,
             first_page=record.first_page,
+            identity=record.identity or DEFAULT_IDENTITY,
             used_bytes=record.length_bytes if record.is_pack else 0,
         )
         self.live[extent_id] = state
-        self._sieve.insert(extent_id)
+        self.victims.insert(state)
         return state
 
     def lost(self) -> list[ExtentState]:
@@ -232,17 +173,84 @@ class Space:
         self._index.put(records.META_NEXT_ID, self._next_id.to_bytes(8, "big"))
         return number
 
-    async def reserve(self, count: int, *, use_headroom: bool = False) -> None:
-        """Set ``count`` bytes aside, evicting as needed. Raises CacheFull where nothing more can
-        be evicted (pinned, busy, or held open by readers)."""
-        if self._try_reserve(count, use_headroom):
-            return
-        if use_headroom:
-            raise CacheFull("the headroom of the cache is used up")
+    def payer(self) -> str:
+        """Return whom the work at hand is charged to; the default one where nobody has a bound."""
+        identity = work.current.get().identity if self.quotas.in_force else ""
+        return identity or DEFAULT_IDENTITY
+
+    async def reserve(
+        self, count: int, *, identity: str | None = None, use_headroom: bool = False
+    ) -> None:
+        """Set ``count`` bytes aside for an identity (None: the payer), evicting as needed.
+
+        Raises CacheFull where nothing more can be evicted: pinned, busy, held open by readers, or
+        what others are sure of; or where the identity's ``max`` forbids it.
+        """
+        who = self.payer() if identity is None else identity
+        while not self._try_reserve(count, who, use_headroom):
+            if use_headroom:
+                raise CacheFull("the headroom of the cache is used up")
+            if self.quotas.lacking_bytes(who, count):
+                await self._make_own_room(who, count)
+            elif await self._make_room(who, count):
+                return
+
+    async def reserve_in(self, state: ExtentState, count: int) -> int:
+        """Set bytes aside for a write into a large extent, in whole blocks, at the expense of whom
+        it is charged to; ``settle`` ends that. Where that identity has reached its ``max``, the
+        extent passes on to who works, if that one has room. Returns what was reserved. Raises
+        CacheFull. The caller holds the extent ``busy``."""
+        count = -(-count // BLOCK_BYTES) * BLOCK_BYTES
+        worker = self.payer()
+        if state.identity != worker and self.quotas.lacking_bytes(state.identity, count):
+            self.pass_on(state, worker)
+        state.writers += 1
+        try:
+            await self.reserve(count, identity=state.identity)
+        except BaseException:
+            state.writers -= 1
+            raise
+        if state.pinned and not self.quotas.may_pin(state.identity, count):
+            self.set_pinned(state, False)
+        self.ledger.hold(state.id, count)
+        return count
+
+    def most_bytes(self) -> int:
+        """Return how much of the cache the payer may come to hold."""
+        ceiling = self.quotas.ceiling_bytes(self.payer())
+        return self.capacity_bytes if ceiling is None else min(self.capacity_bytes, ceiling)
+
+    def free_bytes(self) -> int:
+        """Return what the payer may take without evicting; negative where bounds were lowered."""
+        who = self.payer()
+        ceiling, free = self.quotas.ceiling_bytes(who), self.ledger.room_bytes - self.headroom_bytes
+        return free if ceiling is None else min(free, ceiling - self.ledger.account(who).used_bytes)
+
+    def release(self, count: int, identity: str) -> None:
+        """Give a reservation back."""
+        self.ledger.release(count, identity)
+
+    def _try_reserve(self, count: int, identity: str, use_headroom: bool) -> bool:
+        headroom = 0 if use_headroom else self.headroom_bytes
+        self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
+        if self.ledger.room_bytes < count + headroom:
+            return False
+        if self.quotas.lacking_bytes(identity, count, use_headroom=use_headroom):
+            return False
+        if count > self._trusted_bytes and not self._device_has(count + headroom):
+            return False
+        self._trusted_bytes = max(0, self._trusted_bytes - count)
+        return self.ledger.reserve(count, identity)
+
+    async def _make_room(self, identity: str, count: int) -> bool:
+        """Reserve, once extents have gone; False where the identity's own ``max`` has come in
+        between. Raises CacheFull."""
         self._wanted_bytes += count
         try:
             async with self._reclaiming:
-                while not self._try_reserve(count, use_headroom):
+                while not self._try_reserve(count, identity, False):
+                    if self.quotas.lacking_bytes(identity, count):
+                        return False
                     if not await self._reclaim():
                         raise CacheFull(
                             f"no room for {count} bytes in a cache of {self.capacity_bytes}",
@@ -250,16 +258,27 @@ class Space:
                         )
         finally:
             self._wanted_bytes -= count
+        return True
 
-    def _try_reserve(self, count: int, use_headroom: bool) -> bool:
-        headroom = 0 if use_headroom else self.headroom_bytes
-        self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
-        if self.ledger.room_bytes < count + headroom:
-            return False
-        if count > self._trusted_bytes and not self._device_has(count + headroom):
-            return False
-        self._trusted_bytes = max(0, self._trusted_bytes - count)
-        return self.ledger.reserve(count)
+    async def _make_own_room(self, identity: str, count: int) -> None:
+        """Have an identity give up as much of its own as it takes. Raises CacheFull."""
+        gradual_bytes = self.capacity_bytes // GRADUAL_SHARE
+        async with self._reclaiming_own.setdefault(identity, asyncio.Lock()):
+            while missing := self.quotas.lacking_bytes(identity, count):
+                ceiling = self.quotas.ceiling_bytes(identity)
+                hopeless = ceiling is None or count > ceiling or missing > count + gradual_bytes
+                if hopeless or not await self._reclaim_own(identity, missing):
+                    raise self._denial(identity, count)
+
+    def _denial(self, identity: str, count: int) -> CacheFull:
+        used = self.ledger.account(identity).used_bytes
+        largest = self.quotas.of(identity).max_bytes or 0
+        message = (
+            f"no room for {format_bytes(count)}: {identity!r} holds {format_bytes(used)} of its "
+            f"max of {format_bytes(largest)}"
+        )
+        self.books.denied(identity, count, message)
+        return CacheFull(message, remedy=f"tiercache quota set {identity} max=…, or unpin something")
 
     def _device_has(self, count: int) -> bool:
         """Ask the file system whether it can give ``count`` bytes and leave the rest its share."""
@@ -280,12 +299,14 @@ class Space:
         self,
         *,
         length: int,
+        identity: str,
         owner: bytes = b"",
         data_id: int = 0,
         first_page: int = 0,
         survivors: bool = False,
     ) -> ExtentState:
-        """Create a file and its state. Raises OSError from the device. The caller charges it.
+        """Create a file and its state. Raises OSError from the device. The caller has reserved
+        EXTENT_OVERHEAD_BYTES for ``identity``, which this takes over unless it raises.
 
         A pack of ``survivors`` stands in the queue where they stood, not among the new.
         """
@@ -305,16 +326,16 @@ class Space:
             owner=owner,
             data_id=data_id,
             first_page=first_page,
+            identity=identity,
         )
         for index in range(slot, slot + slots):
             self._state.take_visited(index)
         self.live[extent_id] = state
-        if survivors:
-            self._sieve.insert_passed(extent_id)
-        else:
-            self._sieve.insert(extent_id)
+        self.victims.insert(state, survivors=survivors)
+        if not survivors:
             self._probation.enter(extent_id)
-        self.ledger.charge(extent_id, EXTENT_OVERHEAD_BYTES)
+        self.ledger.release(EXTENT_OVERHEAD_BYTES, identity)
+        self.ledger.charge(extent_id, EXTENT_OVERHEAD_BYTES, identity)
         self.put_record(state)
         return state
 
@@ -328,19 +349,70 @@ class Space:
                 owner=state.owner,
                 data_id=state.data_id,
                 first_page=state.first_page,
+                identity="" if state.identity == DEFAULT_IDENTITY else state.identity,
             ),
         )
 
+    def drop_record(self, state: ExtentState) -> None:
+        """Take the extent's record out of the index: it is nobody's from that commit on, though its
+        bytes count until they are free."""
+        self._index.put(records.extent_key(state.id), None)
+        self.ledger.gone(state.id)
+
     def settle(self, state: ExtentState, reserved: int) -> None:
         """Turn a reservation for this extent into what the device allocated."""
-        self.ledger.release(reserved)
+        self.ledger.hold(state.id, -reserved)
+        self.ledger.release(reserved, state.identity)
+        if not state.is_pack:
+            state.writers -= 1
         if state.id in self.live:
             allocated = self._extents.allocated(state.id)
             self.ledger.charge(state.id, allocated + EXTENT_OVERHEAD_BYTES)
         for extent_id in self._probation.advance(reserved):
             # The marks of announced extents tell where their reader stands.
-            if extent_id in self.live and not self.orders:
+            if extent_id in self.live and not self.victims.orders:
                 self.clear_visited(self.live[extent_id])
+
+    # -- whose it is ------------------------------------------------------------------------
+
+    def pass_on(self, state: ExtentState, identity: str) -> bool:
+        """Charge a large extent to another identity; False where that has no room for it, or
+        somebody writes at the expense of the one it is charged to."""
+        if state.is_pack or state.pinned or state.writers or self.ledger.is_leaving(state.id):
+            return False
+        charge = self.ledger.charge_of(state.id)
+        if self.quotas.lacking_bytes(identity, charge):
+            return False
+        self.victims.move(state, identity)
+        self.ledger.pass_on(state.id, identity)
+        state.identity = identity
+        self.put_record(state)
+        return True
+
+    def set_pinned(self, state: ExtentState, pinned: bool) -> None:
+        state.pinned = pinned
+        self.ledger.pin(state.id, pinned)
+
+    def set_quotas(self, capacities: Mapping[str, Capacity]) -> None:
+        """Keep to these capacities from now on, by identity; without any, to none.
+
+        Who is above a lowered ``max`` comes below it in the seconds that follow
+        (``come_below``); what is pinned above a lowered ``pin_max`` is unpinned at once.
+        """
+        was_in_force = self.quotas.in_force
+        self.quotas.replace(capacities)
+        if self.quotas.in_force != was_in_force:
+            self.victims.regroup()
+        self.books.begin()
+        self.quotas_changed()
+
+    async def come_below(self) -> None:
+        """Have those above their ``max`` give up some of their own. Call it once a second."""
+        for identity in self.quotas.over():
+            over_bytes = self.quotas.lacking_bytes(identity, 0)
+            wanted_bytes = min(over_bytes, self.capacity_bytes // GRADUAL_SHARE)
+            async with self._reclaiming_own.setdefault(identity, asyncio.Lock()):
+                await self._reclaim_own(identity, wanted_bytes, worker=identity)
 
     # -- taking back ------------------------------------------------------------------------
 
@@ -358,125 +430,81 @@ class Space:
         await asyncio.sleep(HELD_POLL_S)
         return True
 
-    def _coming_bytes(self) -> int:
-        """Return the bytes of evicted extents that their readers have yet to let go of. What is
-        held for longer than HELD_WAIT_S is not waited for: others are evicted in its place."""
+    async def _reclaim_own(
+        self, identity: str, missing: int, *, worker: str | None = None
+    ) -> bool:
+        """The same within what one identity holds."""
+        if self.reap():
+            return True
+        who = self.payer() if worker is None else worker
+        coming = self._coming_bytes(identity)
+        if coming < missing:
+            passed, victims = self.victims.of_own(identity, who, missing - coming)
+            if await self._evict_all(victims, own=True) or passed:
+                return True
+            if self.seal_packs_of(identity):
+                return True
+        if not coming:
+            return False
+        await asyncio.sleep(HELD_POLL_S)
+        return True
+
+    def _coming_bytes(self, identity: str | None = None) -> int:
+        """Return the bytes of evicted extents, of one identity or of all, that their readers have
+        yet to let go of. What is held for longer than HELD_WAIT_S is not waited for: others are
+        evicted in its place."""
         since = asyncio.get_running_loop().time() - HELD_WAIT_S
         held = self._extents.discarded()
         self._forgotten_s = {i: at for i, at in self._forgotten_s.items() if i in held}
-        return sum(held[i] for i, at in self._forgotten_s.items() if at > since)
+        return sum(
+            held[i]
+            for i, (at, whose) in self._forgotten_s.items()
+            if at > since and identity in (None, whose)
+        )
 
     async def _evict_some(self, wanted_bytes: int) -> bool:
         """Evict so many bytes of victims with one commit; False where none agrees to go in two
         rounds."""
-        for _ in range(2 * len(self._sieve)):
-            victims = self._victims(wanted_bytes)
+        for _ in range(2 * len(self.victims)):
+            victims = self.victims.for_node(self.payer(), wanted_bytes)
             if not victims:
                 return False
-            outcomes = await asyncio.gather(
-                *(self._evict_idle(victim) for victim in victims), return_exceptions=True
-            )
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            if any(outcomes):
-                self._refused.clear()
+            if await self._evict_all(victims):
                 return True
-            self._refused.update(victim.id for victim in victims)
         return False
 
-    async def _evict_idle(self, state: ExtentState) -> bool:
+    async def _evict_all(self, victims: list[ExtentState], *, own: bool = False) -> bool:
+        """Return whether any agreed to go."""
+        if not victims:
+            return False
+        try:
+            outcomes = await asyncio.gather(
+                *(self._evict_idle(victim, own) for victim in victims), return_exceptions=True
+            )
+        finally:
+            for victim in victims:
+                self.ledger.leave(victim.id, False)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        has_gone = any(outcomes)
+        self.victims.refused([] if has_gone else victims)
+        return has_gone
+
+    async def _evict_idle(self, state: ExtentState, own: bool) -> bool:
         """Evict, unless a fill has begun in it since it was chosen."""
-        if state.busy or state.id not in self.live:
-            return False
-        return await self.evict(state)
+        async with self._emptying_pack if state.is_pack else contextlib.nullcontext():
+            if state.busy or state.id not in self.live:
+                return False
+            return await self.evict(state, own=own)
 
-    def _victims(self, wanted_bytes: int) -> list[ExtentState]:
-        """Return the next victims; of packs one at most, since copying one forward needs the
-        headroom."""
-        victims: dict[int, ExtentState] = {}
-        found_bytes = 0
-        while found_bytes < wanted_bytes:
-            victim = self._next_victim(victims.keys())
-            if victim is None:
-                break
-            state = self.live[victim]
-            if state.is_pack and any(other.is_pack for other in victims.values()):
-                break
-            victims[victim] = state
-            found_bytes += self.ledger.charge_of(victim)
-        return list(victims.values())
-
-    def _next_victim(self, taken: Collection[int]) -> int | None:
-        def evictable(extent_id: int) -> bool:
-            return extent_id not in taken and self._evictable(extent_id)
-
-        if not self.orders:
-            return self._sieve.victim(take_visited=self._take_visited, evictable=evictable)
-        for _ in range(2):
-            while self._to_go:
-                victim = self._to_go.pop()
-                if victim in self.live and evictable(victim):
-                    return victim
-            self._look_for_victims(evictable)
-        return None
-
-    def _look_for_victims(self, evictable: Callable[[int], bool]) -> None:
-        """Find the best victims of the extents that the hand comes to, by what is announced."""
-        candidates: list[Candidate] = []
-        looked = 0
-        for extent_id in self._sieve.sample(LOOKED_AT_EXTENTS):
-            if looked >= LOOKED_AT_MEMBERS:
-                break
-            if evictable(extent_id):
-                candidate, cost = self._candidate(self.live[extent_id])
-                candidates.append(candidate)
-                looked += cost
-        first = to_go(candidates, refused=self._refused)
-        self._to_go = first[: max(1, len(first) // VICTIM_SHARE)][::-1]
-
-    def _candidate(self, state: ExtentState) -> tuple[Candidate, int]:
-        """Return the extent as eviction sees it, and how many names had to be looked up."""
-        if state.is_pack:
-            members = self._members_of(state)
-            return of_pack(state.id, members, self.orders), len(members)
-        next_use = self.orders.distance(state.owner)
-        if next_use is None:
-            visited = self._take_visited(state.id)
-            return Candidate(state.id, visited=visited), 1
-        return Candidate(state.id, next_use, self.orders.is_near(state.owner)), 1
-
-    def _members_of(self, state: ExtentState) -> list[bytes]:
-        """Return the names of a sealed pack's objects, also of those that were replaced since."""
-        members = self._members.get(state.id)
-        if members is None:
-            prefix = records.member_prefix(state.id)
-            members = self._members[state.id] = [digest for _, digest in self._index.scan(prefix)]
-        return members
-
-    def forget_orders(self) -> None:
-        """Let go of what only orders need, where none is left."""
-        if not self.orders:
-            self._to_go, self._members = [], {}
-            self._refused.clear()
-
-    def _take_visited(self, extent_id: int) -> bool:
-        state = self.live[extent_id]
-        if state.is_pack:
-            # What was visited in a pack is copied forward instead of keeping the whole.
-            return False
-        return self._state.take_visited(state.slot)
-
-    def _evictable(self, extent_id: int) -> bool:
-        state = self.live[extent_id]
-        return not state.busy and not state.pinned and state.sealed
-
-    async def evict(self, state: ExtentState) -> bool:
+    async def evict(self, state: ExtentState, *, own: bool = False) -> bool:
         """Drop the extent's contents from the index, then the file. Returns False where the
-        contents chose to stay (a pack that is mostly wanted)."""
+        contents chose to stay (a pack that is mostly wanted). ``own``: because its identity has
+        reached its ``max``."""
         state.busy += 1
         try:
-            dropped = await self.drop_contents(state)
+            dropped = await self.drop_contents(state, own)
         finally:
             state.busy -= 1
         if dropped:
@@ -490,10 +518,11 @@ class Space:
         """Discard an extent whose contents are out of the index already."""
         if self.live.pop(state.id, None) is None:
             return
-        self._sieve.remove(state.id)
-        self._members.pop(state.id, None)
+        self.victims.remove(state)
+        self.ledger.gone(state.id)
         self._slots.give(state.slot, state.slots)
-        self._forgotten_s[state.id] = asyncio.get_running_loop().time()
+        now_s = asyncio.get_running_loop().time()
+        self._forgotten_s[state.id] = now_s, state.identity
         try:
             self._discard(state.id)
         except OSError:
@@ -522,14 +551,15 @@ class Space:
             freed += self.ledger.discharge(extent_id)
         for extent_id, allocated in self._extents.discarded().items():
             if extent_id not in self.live:
-                self.ledger.charge(extent_id, allocated + EXTENT_OVERHEAD_BYTES)
+                self.ledger.charge(extent_id, allocated + EXTENT_OVERHEAD_BYTES, NOBODY)
+                self.ledger.gone(extent_id)
         return freed
 
-    def visited_in(self, state: ExtentState, offset: int) -> bool:
-        """Return whether the granule of a pack that holds ``offset`` was read since last asked
-        (without clearing)."""
+    def reader_in(self, state: ExtentState, offset: int) -> int:
+        """Return the mark of who last read in the granule of a pack that holds ``offset`` since
+        last asked, 0 for nobody (without clearing)."""
         granule = offset * PACK_SLOTS // state.length_bytes
-        return self._state.is_visited(state.slot + min(granule, PACK_SLOTS - 1))
+        return self._state.visited_by(state.slot + min(granule, PACK_SLOTS - 1))
 
     def clear_visited(self, state: ExtentState) -> None:
         for slot in range(state.slot, state.slot + state.slots):

@@ -22,7 +22,8 @@ from tiercache.agent.fill import Filler
 from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
-from tiercache.agent.space import ExtentState
+from tiercache.agent.extent_state import ExtentState
+from tiercache.agent.space import EXTENT_OVERHEAD_BYTES
 from tiercache.errors import (
     AccessDenied,
     AgentUnavailable,
@@ -57,9 +58,12 @@ ABORT_S = 30.0
 
 @dataclass(slots=True)
 class CacheCopy:
-    """The pages of a streaming write on their way to the device. ``failed`` stops the copy only."""
+    """The pages of a streaming write on their way to the device, charged to ``identity``.
+    ``failed`` stops the copy only."""
 
     data_id: int
+    identity: str
+    extent_bytes: int
     tail: bytearray = field(default_factory=bytearray)
     pages_done: int = 0
     crcs: bytearray = field(default_factory=bytearray)
@@ -149,7 +153,7 @@ class Writes:
 
     async def _start_stream(self, write: Write) -> None:
         write.queue = asyncio.Queue(QUEUED_PARTS)
-        write.copy = CacheCopy(self._space.next_id())
+        write.copy = self._new_copy()
         write.upload = asyncio.create_task(self._upload(write))
         head, write.head = bytes(write.head), bytearray()
         await self._feed(write, head)
@@ -283,7 +287,7 @@ class Writes:
         costs only speed."""
         small = self._space.placement.is_small(write.total_bytes)
         if write.copy is None and not small:
-            write.copy = CacheCopy(self._space.next_id())
+            write.copy = self._new_copy()
             await self._copy(write, write.copy, bytes(write.head), last=True)
         elif write.copy is not None and not write.copy.failed:
             await self._copy(write, write.copy, b"", last=True)
@@ -302,15 +306,19 @@ class Writes:
 
     # -- the copy on the device -------------------------------------------------------------
 
+    def _new_copy(self) -> CacheCopy:
+        identity = self._space.payer()
+        extent_bytes = self._space.quotas.placement(identity).extent_bytes
+        return CacheCopy(self._space.next_id(), identity, extent_bytes)
+
     async def _copy(self, write: Write, copy: CacheCopy, data: bytes, *, last: bool) -> None:
         copy.tail += data
         whole = len(copy.tail) if last else len(copy.tail) // PAGE_BYTES * PAGE_BYTES
         block, copy.tail = memoryview(bytes(copy.tail[:whole])), copy.tail[whole:]
-        extent_bytes = self._space.placement.extent_bytes
         while len(block):
             offset = copy.pages_done * PAGE_BYTES
-            number, inside = divmod(offset, extent_bytes)
-            part = block[: extent_bytes - inside]
+            number, inside = divmod(offset, copy.extent_bytes)
+            part = block[: copy.extent_bytes - inside]
             block = block[len(part) :]
             try:
                 await self._copy_part(write, copy, number, inside, part)
@@ -324,24 +332,32 @@ class Writes:
         self, write: Write, copy: CacheCopy, number: int, inside: int, part: memoryview
     ) -> None:
         if number == len(copy.extents):
-            extent_bytes = self._space.placement.extent_bytes
-            state = self._space.new_extent(
-                length=extent_bytes,
-                owner=write.located.digest,
-                data_id=copy.data_id,
-                first_page=number * extent_bytes // PAGE_BYTES,
-            )
-            state.busy += 1
-            copy.extents.append(state)
+            copy.extents.append(await self._new_extent(write, copy, number))
         state = copy.extents[number]
-        await self._space.reserve(len(part))
+        reserved = await self._space.reserve_in(state, len(part))
         try:
             await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._extents.write, state.id, inside, part
             )
         finally:
-            self._space.settle(state, len(part))
+            self._space.settle(state, reserved)
         copy.crcs += checksums(part)
+
+    async def _new_extent(self, write: Write, copy: CacheCopy, number: int) -> ExtentState:
+        await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=copy.identity)
+        try:
+            state = self._space.new_extent(
+                length=copy.extent_bytes,
+                identity=copy.identity,
+                owner=write.located.digest,
+                data_id=copy.data_id,
+                first_page=number * copy.extent_bytes // PAGE_BYTES,
+            )
+        except BaseException:
+            self._space.release(EXTENT_OVERHEAD_BYTES, copy.identity)
+            raise
+        state.busy += 1
+        return state
 
     def _adopt(self, write: Write, copy: CacheCopy, record: ObjectRecord) -> ObjectRecord:
         """Give the copied pages to the record of the version that was written."""
@@ -350,7 +366,7 @@ class Writes:
         record = msgspec.structs.replace(
             record,
             data_id=copy.data_id,
-            extent_bytes=whole if single else self._space.placement.extent_bytes,
+            extent_bytes=whole if single else copy.extent_bytes,
             extents=tuple((state.id, state.slot) for state in copy.extents),
         )
         self._index.put_object(write.located.digest, record)
@@ -361,7 +377,7 @@ class Writes:
         self._space.put_record(last)
         for state in copy.extents:
             state.busy -= 1
-        self._contents.refresh_pins()
+        self._contents.refresh_pins(removed=False)
         copy.extents = []
         return record
 

@@ -33,7 +33,7 @@ class SharedStateReader:
     """A client's side. Survives forks, since the mapping is shared by parent and child.
 
     ``words[EPOCH_WORD]`` is the epoch, ``words[GENERATION_WORD]`` the agent generation (~40 ns
-    each); ``visited[slot] = 1`` marks a hit. Raises NotFound where no agent has made the file,
+    each); ``visited[slot] = mark`` notes a hit (1 to 255: whose). Raises NotFound where no agent has made the file,
     FormatError for another format.
     """
 
@@ -83,16 +83,17 @@ class SharedStateWriter:
         """Tell every client that another agent has begun: pages are to be verified again."""
         self.words[GENERATION_WORD] += 1
 
-    def is_visited(self, slot: int) -> bool:
-        return bool(self.visited[slot])
+    def visited_by(self, slot: int) -> int:
+        return self.visited[slot]
 
-    def take_visited(self, slot: int) -> bool:
-        """Return whether the slot was visited since the last call, and clear it. A visit that
-        falls between the two is lost, which costs SIEVE one second chance and no more."""
-        visited = self.visited[slot] != 0
-        if visited:
+    def take_visited(self, slot: int) -> int:
+        """Return the mark that the last visitor since the last call has left, 0 for none, and
+        clear it. A visit that falls between the two is lost, which costs SIEVE one second chance
+        and no more."""
+        mark = self.visited[slot]
+        if mark:
             self.visited[slot] = 0
-        return visited
+        return mark
 
     def close(self) -> None:
         """Release the views; the mapping goes when the last slice of it does."""

@@ -89,6 +89,26 @@ class Sieve:
         self._hand = entry
         return found
 
+    @property
+    def hand(self) -> int:
+        """The entry that the hand stands at, 0 at the newest's end."""
+        return self._hand
+
+    @property
+    def next(self) -> int:
+        """The entry that ``step`` would return, 0 for none."""
+        return self._hand or self._newer[0]
+
+    def step(self) -> int:
+        """Move the hand past the next entry and return it, 0 where there is none."""
+        entry = self._hand or self._newer[0]
+        self._hand = self._newer[entry]
+        return entry
+
+    def step_back(self, entry: int) -> None:
+        """Put the hand back at an entry that it has just passed."""
+        self._hand = entry
+
     def victim(
         self, *, take_visited: Callable[[int], bool], evictable: Callable[[int], bool]
     ) -> int | None:
@@ -98,8 +118,7 @@ class Sieve:
         the hand already stands past it. Two rounds at most: the first may clear every bit.
         """
         for _ in range(2 * len(self)):
-            entry = self._hand or self._newer[0]
-            self._hand = self._newer[entry]
+            entry = self.step()
             if not evictable(entry):
                 continue
             if not take_visited(entry):
