@@ -297,6 +297,7 @@ class Catalog:
             self.imported_pins()
             await importer.small(b"j", authoritative=False)
             self.imported_jobs()
+            await importer.quotas()
             await importer.listings()
             self._listed.set()
             # Parts first: nobody looks for them before the snapshot's record is there.

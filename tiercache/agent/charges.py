@@ -33,6 +33,8 @@ def charge_of(request: wire.Request) -> Charge | None:
             return Charge(path=request.path, read=request.length)
         case wire.WriteData():
             return Charge(number=request.write, write=len(request.data), operations=0)
+        case wire.WriteFinish():  # what is written stands in the cache, charged to somebody
+            return Charge(number=request.write, operations=0)
         case wire.CopyObject():
             return Charge(path=request.target)
         case wire.Lookup() | wire.ListNames() | wire.WriteBegin() | wire.Remove():

@@ -143,9 +143,9 @@ class Contents:
         self._index.put_object(digest, record)
         return record
 
-    def extent_for(
+    def make_extent(
         self, digest: bytes, record: ObjectRecord, number: int, *, identity: str
-    ) -> tuple[ObjectRecord, ExtentState]:
+    ) -> ExtentState:
         """Make the ``number``-th extent of a large object, charged to ``identity``, for which its
         overhead is reserved (``Space.new_extent``)."""
         first = number * record.extent_bytes
@@ -162,7 +162,7 @@ class Contents:
         places[number] = (state.id, state.slot)
         record = msgspec.structs.replace(record, extents=tuple(places))
         self._index.put_object(digest, record)
-        return record, state
+        return state
 
     def extent_of(self, record: ObjectRecord, number: int) -> ExtentState | None:
         """Return the ``number``-th extent of a large object, None where it is not there."""
@@ -392,9 +392,7 @@ class Contents:
         self._index.delete_prefix(records.member_prefix(state.id))
         return True
 
-    def _stays(
-        self, state: ExtentState, wanted: list[Member], pinned: Mapping[bytes, str]
-    ) -> bool:
+    def _stays(self, state: ExtentState, wanted: list[Member], pinned: Mapping[bytes, str]) -> bool:
         """Whether so much of a pack is wanted that copying it would cost more than it frees; where
         most is pinned, the pack is from now on. What others have pinned is theirs to hold."""
         quotas = self._space.quotas
@@ -488,7 +486,7 @@ class Contents:
                     raise
 
     def refresh_pins(self, *, removed: bool = True) -> None:
-        """Bring the ``pinned`` mark of all extents up to the pins, of which some were ``removed``."""
+        """Bring the ``pinned`` mark of all extents up to the pins; some were ``removed``."""
         quotas, space = self._space.quotas, self._space
         for state in space.live.values():
             if state.is_pack:

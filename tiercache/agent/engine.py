@@ -107,7 +107,7 @@ class Engine:
             committer=self._committer,
         )
         self.index, self.space, self.chunks = plane.index, plane.space, plane.chunks
-        self.contents, self.pins, self.packs = plane.contents, plane.pins, plane.packs
+        self.contents, self.pins = plane.contents, plane.pins
         self.memory, self.device = plane.memory, plane.device
         self.mounts = Mounts(
             settings.mounts, settings.profiles, parts.open_origin, parts.probe_writes
@@ -115,13 +115,13 @@ class Engine:
         self.qos = build_qos(
             parts.qos,
             state=parts.state,
-            space=plane.space,
+            plane=plane,
             mounts=self.mounts,
             endpoints=parts.endpoints,
             clock=parts.clock,
             executor=self.executor,
         )
-        self.governing = self.qos.governing
+        self.governing, self.pinning = self.qos.governing, self.qos.pinning
         self.catalog = Catalog(settings.metadata, parts.open_metadata, plane.index, parts.clock)
         self.catalog.imported_pins = self._imported_pins
         self.catalog.imported_jobs = self._imported_jobs
@@ -136,9 +136,7 @@ class Engine:
             plane, self.mounts, self.names, self.filler, self.catalog, self.governing
         )
         self.catalog.attached = self.snapshots.recover
-        self.jobs = Jobs(
-            plane, self.mounts, self.names, self.filler, self.snapshots, self.governing
-        )
+        self.jobs = Jobs(plane, self.mounts, self.names, self.filler, self.snapshots, self.qos)
         self.corrupt_pages = 0
         self.disputed_pages = 0
         # Reported by clients, by mount: (reads, bytes) answered without us.
@@ -190,6 +188,8 @@ class Engine:
             with contextlib.suppress(OSError, TiercacheError):  # the device's next user reports it
                 self.space.measure_overhead()
                 self.space.reap()
+                await self.space.come_below()
+                self.space.books.tell()
                 if self.clock.now() - checked_s >= READER_CHECK_S:
                     checked_s = self.clock.now()
                     loop = asyncio.get_running_loop()
@@ -207,6 +207,8 @@ class Engine:
         await self.filler.stop()
         await self.names.stop()
         with contextlib.suppress(OSError):  # a broken device loses what only it would hold
+            self.space.books.put()
+            self.space.books.tell(now=True)
             await self.index.flush()
             await self.catalog.stop()
             await self.index.flush()
@@ -391,10 +393,10 @@ class Engine:
         """Make the object one file with exactly its bytes, whole and (if asked) pinned."""
         located = self.mounts.locate(request.path)
         token = request.token or await self._token_of(located, request.path)
-        if request.pin:
-            self.pins.add(PinRecord(located.path, located.origin.url, located.key, False))
-            self.contents.refresh_pins()
         target = Target.of(located, token)
+        if request.pin:
+            pin = PinRecord(located.path, located.origin.url, located.key, False)
+            await self.pinning.add(pin, coming_bytes=self._missing_bytes(target))
         try:
             record = await self._make_local(target)
         except OriginUnavailable as error:
@@ -424,6 +426,10 @@ class Engine:
         async with self.governing.admitted(target.path, read=record.size_bytes):
             return await self._lay_out_local(target)
 
+    def _missing_bytes(self, target: Target) -> int:
+        record = self.filler.record_of(target)
+        return record.size_bytes - self.contents.cached_bytes(record)
+
     async def _lay_out_local(self, target: Target) -> records.ObjectRecord:
         for _ in range(LOCAL_ROUNDS):
             record = self.filler.record_of(target)
@@ -431,7 +437,12 @@ class Engine:
             record = self.filler.record_of(target)
             if not record.size_bytes:
                 record = self.contents.lay_out(target.digest, record)
-                return self.contents.extent_for(target.digest, record, 0)[0]
+                place = await self.filler.place(target, record, 0, 0)
+                if place is None:
+                    continue
+                place.state.busy -= 1
+                self.space.settle(place.state, place.reserved)
+                return self.filler.record_of(target)
             if not self.contents.is_whole(record):
                 continue
             try:
@@ -497,8 +508,7 @@ class Engine:
         if found.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=request.path)
         tree = found.kind is Kind.DIRECTORY
-        self.pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
-        self.contents.refresh_pins()
+        await self.pinning.add(PinRecord(located.path, located.origin.url, located.key, tree))
         await self.index.flush()
         return wire.Done(1)
 

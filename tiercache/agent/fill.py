@@ -21,12 +21,12 @@ import msgspec
 from tiercache import wire
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
+from tiercache.agent.extent_state import ExtentState
 from tiercache.agent.flights import endpoint_of, is_offline
 from tiercache.agent.mounts import Located
 from tiercache.agent.offline import missing_bytes
 from tiercache.agent.plane import Plane
-from tiercache.agent.extent_state import ExtentState
-from tiercache.agent.space import EXTENT_OVERHEAD_BYTES
+from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, whole_blocks
 from tiercache.errors import CacheFull, OriginUnavailable, PreconditionFailed, StaleHandle
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
@@ -70,6 +70,14 @@ class Target:
             path=located.path,
             mount=located.mount.path,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An extent to write into, held busy, and the room reserved for that."""
+
+    state: ExtentState
+    reserved: int
 
 
 class Filler:
@@ -248,62 +256,77 @@ class Filler:
         stop = min(end * PAGE_BYTES, record.size_bytes)
         if self.record_of(target).data_id != record.data_id:
             return None  # evicted since it was asked for: who still wants it asks again
-        state = await self._extent(target, record, first * PAGE_BYTES // record.extent_bytes)
-        if state is None:
-            return None
-        reserved: int | None = None
+        number = first * PAGE_BYTES // record.extent_bytes
+        async with self._memory.hold(stop - start):
+            with self._refusing():
+                place = await self.place(target, record, number, stop - start)
+            if place is None:
+                return None
+            return await self._fill_place(target, place, first, (start, stop))
+
+    async def _fill_place(
+        self, target: Target, place: Place, first: int, span: tuple[int, int]
+    ) -> Fetched:
+        """Bring the bytes of ``span``, which begin with page ``first``, to their place."""
+        state, (start, stop) = place.state, span
+        settled = False
         try:
-            async with self._memory.hold(stop - start):
-                with self._refusing():
-                    reserved = await self._space.reserve_in(state, stop - start)
-                data = await self._get(target, start, stop)
-                crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
+            data = await self._get(target, start, stop)
+            crcs = await self._write(state, start - state.first_page * PAGE_BYTES, data)
             # Replaced or evicted meanwhile: its pages must not come back, or they would be taken
             # for present in the next extent of this place, which has never seen them.
             if crcs is None or not self._is_place_of(state, self.record_of(target), first):
                 return None
             self._chunks.mark(state.data_id, first, crcs)
-            self._space.settle(state, reserved)
-            reserved = None
+            settled = True
+            self._space.settle(state, place.reserved)
             _count(self.filled, target.mount, stop - start)
             self._commit_within(COMMIT_DELAY_S)
             return _kept(start, data)
         finally:
             state.busy -= 1
-            if reserved is not None:
-                self._space.settle(state, reserved)
+            if not settled:
+                self._space.settle(state, place.reserved)
 
     def _is_place_of(self, state: ExtentState, record: ObjectRecord, page: int) -> bool:
         if state.id not in self._space.live or record.data_id != state.data_id:
             return False
         return record.extents[page * PAGE_BYTES // record.extent_bytes][0] == state.id
 
-    async def _extent(
-        self, target: Target, record: ObjectRecord, number: int
-    ) -> ExtentState | None:
-        """Return an extent of the object, made now if it is not there, and held busy; None where
-        the object was evicted meanwhile."""
-        state = self._contents.extent_of(self.record_of(target), number)
+    async def place(
+        self, target: Target, record: ObjectRecord, number: int, count: int
+    ) -> Place | None:
+        """Return an extent of the object, made now if it is not there, held busy, with room for
+        ``count`` bytes (``Space.settle``); None where the object was evicted meanwhile. Raises
+        CacheFull, or OSError from the device."""
+        space, contents = self._space, self._contents
+        state = contents.extent_of(self.record_of(target), number)
         if state is None:
-            identity = self._contents.admitter(record)
-            with self._refusing():
-                await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
-            reserved = EXTENT_OVERHEAD_BYTES
+            identity = contents.admitter(record)
+            # All at once: who waits for room waits for all that it needs.
+            reserved = EXTENT_OVERHEAD_BYTES + whole_blocks(count)
+            await space.reserve(reserved, identity=identity)
             try:
                 current = self.record_of(target)
                 if current.data_id != record.data_id:
                     return None
-                state = self._contents.extent_of(current, number)
-                if state is None:
-                    with self._refusing():
-                        _, state = self._contents.extent_for(
-                            target.digest, current, number, identity=identity
-                        )
+                if contents.extent_of(current, number) is None:
+                    state = contents.make_extent(target.digest, current, number, identity=identity)
+                    state.busy += 1
+                    reserved -= EXTENT_OVERHEAD_BYTES
+                    place = Place(state, space.begin_write(state, reserved))
                     reserved = 0
+                    return place
+                state = contents.extent_of(current, number)
             finally:
-                self._space.release(reserved, identity)
+                space.release(reserved, identity)
+        assert state is not None
         state.busy += 1
-        return state
+        try:
+            return Place(state, await space.reserve_in(state, count))
+        except BaseException:
+            state.busy -= 1
+            raise
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:

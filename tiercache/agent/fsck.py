@@ -17,7 +17,8 @@ import msgspec
 from tiercache import records
 from tiercache.agent.chunks import checksums
 from tiercache.agent.contents import without_data
-from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES, PACK_SLOTS
+from tiercache.agent.extent_state import PACK_SLOTS
+from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
 from tiercache.ports import ExtentDirectory, ExtentReader, ExtentStore, IndexReader

@@ -55,6 +55,12 @@ class Importer:
                     self._index.adopt(key, None)
         await self._index.flush()
 
+    async def quotas(self) -> None:
+        """Have what the store tells of quotas replaced by what is so here."""
+        async for key, _, _ in self._records_of(b"u"):
+            self._outbox.note(key)
+        await self._index.flush()
+
     async def objects(self) -> None:
         """Import names that are not known here."""
         async for key, _, raw in self._records_of(b"o"):

@@ -19,12 +19,12 @@ from tiercache.agent.accounts import Account, asking, bulk_account
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
 from tiercache.agent.flights import endpoint_of, gathered
-from tiercache.agent.governing import Governing
 from tiercache.agent.job_table import Job, JobTable
 from tiercache.agent.mounts import Located, Mounts
 from tiercache.agent.names import Names
 from tiercache.agent.ordered import OrderedRun, Steps
 from tiercache.agent.plane import Plane
+from tiercache.agent.qos_plane import QosPlane
 from tiercache.agent.snapshots import Snapshots
 from tiercache.errors import (
     IsADirectory,
@@ -141,9 +141,9 @@ class Jobs:
         names: Names,
         filler: Filler,
         frozen: Snapshots,
-        governing: Governing,
+        qos: QosPlane,
     ) -> None:
-        self._governing = governing
+        self._governing = qos.governing
         self._frozen = frozen
         self._index = plane.index
         self._mounts = mounts
@@ -152,7 +152,7 @@ class Jobs:
         self._plane = plane
         self._contents = plane.contents
         self._space = plane.space
-        self._pins = plane.pins
+        self._pinning = qos.pinning
         self._clock = plane.clock
         self.table = JobTable[_Job](
             self._run, self._ended, remedy="tiercache status lists the jobs"
@@ -230,7 +230,7 @@ class Jobs:
         if job.state is not JobState.CANCELLED or not self.table.stopping:
             self._index.put(records.job_key(job.id), None)
         if job.spec.pin:
-            self._contents.refresh_pins()
+            self._contents.refresh_pins(removed=False)
         with contextlib.suppress(OSError):  # the device's trouble is shown by its next user
             await self._index.flush()
 
@@ -300,7 +300,7 @@ class Jobs:
     async def _expand_snapshot(self, job: _Job, name: str, path: str) -> AsyncIterator[_Item]:
         if job.spec.pin and not job.spec.dry_run:
             for pin in self._frozen.pins(name, path):
-                self._pins.add(pin)
+                await self._pinning.add(pin)
         prefix = snapshots.below(path)
         async for one in self._frozen.below(name, path):
             relative = snapshots.relative(one.path, prefix) if one.path != path else ""
@@ -319,7 +319,7 @@ class Jobs:
         located = self._mounts.locate(path)
         found = await self._outlast(job, located.origin, lambda: self._names.lookup(located))
         if found.kind is Kind.FILE:
-            self._pin(job, located, tree=False)
+            await self._pin(job, located, tree=False)
             job.listed += 1
             job.listed_bytes += found.size_bytes
             entry = Entry("", Kind.FILE, found.size_bytes, found.token, found.mtime_s)
@@ -327,7 +327,7 @@ class Jobs:
             return
         if found.kind is Kind.ABSENT:
             raise NotFound("no such object or directory", path=path)
-        self._pin(job, located, tree=True)
+        await self._pin(job, located, tree=True)
         async for validated_s, entry in self._walk(job, located):
             if entry.kind is Kind.FILE and job.globs.matches(entry.name):
                 job.listed += 1
@@ -360,9 +360,10 @@ class Jobs:
             record = self._names.learn(located, Kind.FILE, info, validated_s)
         return Entry(entry.name, record.kind, record.size_bytes, record.token, record.mtime_s)
 
-    def _pin(self, job: _Job, located: Located, *, tree: bool) -> None:
+    async def _pin(self, job: _Job, located: Located, *, tree: bool) -> None:
         if job.spec.pin and not job.spec.dry_run:
-            self._pins.add(PinRecord(located.path, located.origin.url, located.key, tree))
+            pin = PinRecord(located.path, located.origin.url, located.key, tree)
+            await self._pinning.add(pin)
 
     async def _worker(self, job: _Job, queue: asyncio.Queue[_Item | None]) -> None:
         while (item := await queue.get()) is not None:
@@ -432,9 +433,12 @@ class Jobs:
             return False
         space = self._space
         room = space.capacity_bytes - space.headroom_bytes - space.ledger.overhead_bytes
+        remedy = "raise cache.capacity"
+        if space.most_bytes() < room:
+            room, remedy = space.most_bytes(), f"raise the max of {space.payer()!r}"
         if job.admitted_bytes + job.hit_bytes > room:
             job.admitted_bytes -= missing
-            self._limit(job, f"the cache holds {room} bytes at most; raise cache.capacity")
+            self._limit(job, f"the cache holds {room} bytes at most; {remedy}")
             return False
         return True
 

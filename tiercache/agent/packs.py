@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tiercache import records
-from tiercache.agent.index import Index
 from tiercache.agent.extent_state import ExtentState
+from tiercache.agent.index import Index
 from tiercache.agent.space import BLOCK_BYTES, EXTENT_OVERHEAD_BYTES, Space
 from tiercache.errors import CacheFull
 from tiercache.policy.placement import PACK_ALIGN_BYTES

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 
 from tiercache import records, work
+from tiercache.agent.books import Books
 from tiercache.agent.extent_state import PACK_SLOTS, ExtentState, Slots
 from tiercache.agent.index import Index
-from tiercache.agent.books import Books
 from tiercache.agent.victims import Victims
 from tiercache.errors import CacheFull
 from tiercache.policy.eviction import PROBATION_SHARE, Probation
@@ -52,6 +52,13 @@ MIN_FREE_INODES = 1000
 # where this much and more is free: asking for each small object costs as much as writing it.
 TRUSTED_BYTES = 16 * MIB
 AMPLE_BYTES = 1024 * MIB
+
+
+def whole_blocks(count: int) -> int:
+    """Return what the device gives for so many bytes."""
+    return -(-count // BLOCK_BYTES) * BLOCK_BYTES
+
+
 class Space:
     """Ledger, extents and eviction."""
 
@@ -200,16 +207,21 @@ class Space:
         it is charged to; ``settle`` ends that. Where that identity has reached its ``max``, the
         extent passes on to who works, if that one has room. Returns what was reserved. Raises
         CacheFull. The caller holds the extent ``busy``."""
-        count = -(-count // BLOCK_BYTES) * BLOCK_BYTES
+        count = whole_blocks(count)
         worker = self.payer()
         if state.identity != worker and self.quotas.lacking_bytes(state.identity, count):
             self.pass_on(state, worker)
         state.writers += 1
         try:
             await self.reserve(count, identity=state.identity)
-        except BaseException:
+        finally:
             state.writers -= 1
-            raise
+        return self.begin_write(state, count)
+
+    def begin_write(self, state: ExtentState, count: int) -> int:
+        """Take a reservation of whom a large extent is charged to for a write into it, until
+        ``settle``."""
+        state.writers += 1
         if state.pinned and not self.quotas.may_pin(state.identity, count):
             self.set_pinned(state, False)
         self.ledger.hold(state.id, count)
@@ -278,7 +290,9 @@ class Space:
             f"max of {format_bytes(largest)}"
         )
         self.books.denied(identity, count, message)
-        return CacheFull(message, remedy=f"tiercache quota set {identity} max=…, or unpin something")
+        return CacheFull(
+            message, remedy=f"tiercache quota set {identity} max=…, or unpin something"
+        )
 
     def _device_has(self, count: int) -> bool:
         """Ask the file system whether it can give ``count`` bytes and leave the rest its share."""
@@ -430,9 +444,7 @@ class Space:
         await asyncio.sleep(HELD_POLL_S)
         return True
 
-    async def _reclaim_own(
-        self, identity: str, missing: int, *, worker: str | None = None
-    ) -> bool:
+    async def _reclaim_own(self, identity: str, missing: int, *, worker: str | None = None) -> bool:
         """The same within what one identity holds."""
         if self.reap():
             return True

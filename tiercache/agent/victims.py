@@ -148,9 +148,7 @@ class Victims:
 
         return passed_bytes, self._collect(wanted_bytes, next_own)
 
-    def _collect(
-        self, wanted_bytes: int, choose: Callable[[], int | None]
-    ) -> list[ExtentState]:
+    def _collect(self, wanted_bytes: int, choose: Callable[[], int | None]) -> list[ExtentState]:
         victims: list[ExtentState] = []
         found_bytes = 0
         while found_bytes < wanted_bytes:
@@ -176,7 +174,9 @@ class Victims:
             if victim is not None:
                 return victim
         spare = [i for i in identities if self._quotas.spare_bytes(i) > 0]
-        victim = self._announced(NOBODY, spare, worker) if self.orders else self._fair(spare, worker)
+        victim = (
+            self._announced(NOBODY, spare, worker) if self.orders else self._fair(spare, worker)
+        )
         if victim is None and worker in identities:
             victim = self._next_of(worker, worker)
         return self._any_of(spare, worker) if victim is None else victim

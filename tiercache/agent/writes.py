@@ -18,11 +18,11 @@ import msgspec
 
 from tiercache.agent.chunks import checksums
 from tiercache.agent.device import NotCached
+from tiercache.agent.extent_state import ExtentState
 from tiercache.agent.fill import Filler
 from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
-from tiercache.agent.extent_state import ExtentState
 from tiercache.agent.space import EXTENT_OVERHEAD_BYTES
 from tiercache.errors import (
     AccessDenied,

@@ -33,8 +33,8 @@ class SharedStateReader:
     """A client's side. Survives forks, since the mapping is shared by parent and child.
 
     ``words[EPOCH_WORD]`` is the epoch, ``words[GENERATION_WORD]`` the agent generation (~40 ns
-    each); ``visited[slot] = mark`` notes a hit (1 to 255: whose). Raises NotFound where no agent has made the file,
-    FormatError for another format.
+    each); ``visited[slot] = mark`` notes a hit (1 to 255: whose). Raises NotFound where no agent
+    has made the file, FormatError for another format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
