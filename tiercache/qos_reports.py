@@ -234,3 +234,52 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[str, ...] = ()
     node: RatesNow = RatesNow()
     dry_run: bool = False
+
+
+class QuotaNow(msgspec.Struct, frozen=True, kw_only=True):
+    """What an identity holds of the cache, in bytes as the device allocates them, with each
+    extent's overhead. ``used_bytes`` counts against ``max_bytes``: with it ``reserved_bytes`` of
+    fills under way, and ``held_bytes`` that were evicted and are still held open by readers.
+    ``unpinned_bytes`` are covered by its pins and may be evicted, since ``pin_max_bytes`` forbids
+    to hold them. Counters since the agent started: ``denied`` requests for room, of
+    ``denied_bytes``, were read through; ``pins_refused`` pins."""
+
+    identity: str
+    used_bytes: int = 0
+    reserved_bytes: int = 0
+    held_bytes: int = 0
+    pinned_bytes: int = 0
+    unpinned_bytes: int = 0
+    extents: int = 0
+    min_bytes: int = 0
+    soft_bytes: int | None = None
+    max_bytes: int | None = None
+    pin_max_bytes: int | None = None
+    denied: int = 0
+    denied_bytes: int = 0
+    pins_refused: int = 0
+
+
+class Quotas(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to "quotas". Where none are ``in_force`` all is charged to the default identity."""
+
+    in_force: bool = False
+    capacity_bytes: int = 0
+    quotas: tuple[QuotaNow, ...] = ()
+
+
+class QuotaProblem(msgspec.Struct, frozen=True):
+    """A sum of an identity that was ``recorded`` and is not what was ``found``; ``what`` says of
+    what."""
+
+    identity: str
+    what: str
+    recorded: int
+    found: int
+
+
+class QuotaCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to "quota-check" and "quota-repair"."""
+
+    problems: tuple[QuotaProblem, ...] = ()
+    repaired: bool = False
