@@ -1,0 +1,162 @@
+"""Random work of several identities on one node: nobody is ever above ``max`` or ``pin_max``,
+nobody is taken below ``min`` by others, and ledger, device and index agree at every step.
+
+The oracle (``quota_world``) looks at files and at raw records; it shares no code with the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from tests.model.quota_world import IDENTITIES, World
+from tiercache.policy.qos import Capacity
+from tiercache.units import KIB, MIB
+
+CAPACITY_BYTES = 16 * MIB
+SIZES = {
+    **{f"d{n % 2}/s{n}": (n % 5 + 1) * 40 * KIB + n for n in range(30)},
+    **{f"d{n % 2}/l{n}": (n % 4 + 1) * 300 * KIB + n for n in range(14)},
+    "d0/huge": 5 * MIB,
+}
+KEYS = sorted(SIZES)
+POLICIES: list[dict[str, Capacity]] = [
+    {},
+    {
+        "ann": Capacity(min_bytes=3 * MIB, pin_max_bytes=2 * MIB),
+        "bob": Capacity(max_bytes=4 * MIB, pin_max_bytes=1 * MIB),
+        "cat": Capacity(soft_bytes=1 * MIB),
+        "default": Capacity(),
+    },
+    {
+        "ann": Capacity(max_bytes=3 * MIB),
+        "bob": Capacity(min_bytes=4 * MIB, max_bytes=5 * MIB, pin_max_bytes=3 * MIB),
+        "cat": Capacity(max_bytes=600 * KIB, pin_max_bytes=0),
+        "default": Capacity(max_bytes=9 * MIB, soft_bytes=2 * MIB),
+    },
+    {"ann": Capacity(max_bytes=2 * MIB, min_bytes=1 * MIB), "bob": Capacity(min_bytes=2 * MIB)},
+]
+identities, keys = st.sampled_from(IDENTITIES), st.sampled_from(KEYS)
+policies = st.sampled_from(POLICIES)
+
+
+class QuotaMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="quota-model-"))
+        self.runner = asyncio.Runner()
+        self.pinned: list[str] = []
+        self.held: list[Any] = []
+
+    @initialize(capacities=policies)
+    def begin(self, capacities: dict[str, Capacity]) -> None:
+        self.world = World(self.root, SIZES, capacity_bytes=CAPACITY_BYTES)
+        self.world.capacities = capacities
+        self.runner.run(self.world.start())
+
+    def do(self, *happening: Coroutine[None, None, Any]) -> None:
+        """Let things happen at once while the oracle looks on, and then look at all."""
+
+        async def run() -> None:
+            looking = asyncio.create_task(self.world.keep_looking())
+            try:
+                async with asyncio.timeout(30):
+                    await asyncio.gather(*happening)
+                    await self.world.check_still()
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
+
+        self.runner.run(run())
+
+    @rule(
+        reads=st.lists(
+            st.tuples(identities, keys, st.floats(0, 0.9), st.integers(1, 2 * MIB)),
+            min_size=1,
+            max_size=8,
+        )
+    )
+    def read(self, reads: list[tuple[str, str, float, int]]) -> None:
+        self.do(
+            *(
+                self.world.read(who, key, int(SIZES[key] * share), length)
+                for who, key, share, length in reads
+            )
+        )
+
+    @rule(who=identities, keys=st.lists(keys, min_size=5, max_size=25))
+    def scan(self, who: str, keys: list[str]) -> None:
+        self.do(*(self.world.read(who, key, 0, SIZES[key]) for key in keys))
+
+    @rule(who=identities, key=keys)
+    def pin(self, who: str, key: str) -> None:
+        self.do(self._pin(who, key, False))
+
+    @rule(who=identities, number=st.integers(0, 1))
+    def pin_tree(self, who: str, number: int) -> None:
+        self.do(self._pin(who, f"d{number}", True))
+
+    async def _pin(self, who: str, prefix: str, tree: bool) -> None:
+        if await self.world.pin(who, prefix, tree=tree):
+            self.pinned.append(f"/m/{prefix}")
+
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        if self.pinned:
+            self.do(self.world.unpin(self.pinned.pop(data.draw(st.integers(0, 20)) % 1)))
+
+    @rule(key=keys)
+    def drop(self, key: str) -> None:
+        self.do(self.world.drop(key))
+
+    @rule(number=st.integers(0, 9))
+    def hold(self, number: int) -> None:
+        """A reader opens an extent, and lets go of it some steps later."""
+        live = sorted(self.world.plane.space.live)
+        if live:
+            self.held.append(self.world.extents.open(live[number % len(live)]))
+        if len(self.held) > 3:
+            self.held.pop(0)
+
+    @rule(capacities=policies)
+    def change_policy(self, capacities: dict[str, Capacity]) -> None:
+        self.world.set_capacities(capacities)
+        self.do()
+
+    @rule()
+    def second_passes(self) -> None:
+        self.do(self.world.plane.space.come_below())
+
+    @rule(crash=st.booleans())
+    def restart(self, crash: bool) -> None:
+        self.held.clear()
+        self.runner.run(self.world.end(crash=crash))
+        self.world.begin()
+        self.world.whose.clear()
+        self.runner.run(self.world.start())
+        self.world.set_capacities(self.world.capacities)
+        self.do()
+
+    def teardown(self) -> None:
+        self.held.clear()
+        if hasattr(self, "world"):
+            self.runner.run(self.world.end(crash=True))
+        self.runner.close()
+        shutil.rmtree(self.root)
+
+
+QuotaMachine.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestQuotas = QuotaMachine.TestCase
