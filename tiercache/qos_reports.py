@@ -279,7 +279,7 @@ class QuotaProblem(msgspec.Struct, frozen=True):
 
 
 class QuotaCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to "quota-check" and "quota-repair"."""
+    """Answer to "quota-check". "quota-repair" makes the sums agree, and is answered by
+    ``Changed``."""
 
     problems: tuple[QuotaProblem, ...] = ()
-    repaired: bool = False

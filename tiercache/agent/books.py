@@ -21,8 +21,6 @@ log = logging.getLogger("tiercache.agent")
 
 # A node that fills all the time would else commit to the metadata store ten times a second.
 TELL_S = 10.0
-# One identity is heard of once in this time, however often it is refused.
-AUDIT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -44,7 +42,6 @@ class Books:
         self._quotas = quotas
         self._untold: set[str] = set()
         self._told_s = float("-inf")
-        self._heard_s: dict[str, float] = {}
         self.refusals: dict[str, Refusals] = {}
         # By identity: bytes that the records and the extents differed by when the agent started
         self.drift: dict[str, int] = {}
@@ -120,14 +117,8 @@ class Books:
         refusals = self.refusals_of(identity)
         refusals.denied += 1
         refusals.denied_bytes += count
-        self._hear(identity, message)
+        self.on_refusal(identity, message)
 
     def pin_refused(self, identity: str, message: str) -> None:
         self.refusals_of(identity).pins += 1
-        self._hear(identity, message)
-
-    def _hear(self, identity: str, message: str) -> None:
-        at_s = self.now()
-        if at_s - self._heard_s.get(identity, float("-inf")) >= AUDIT_S:
-            self._heard_s[identity] = at_s
-            self.on_refusal(identity, message)
+        self.on_refusal(identity, message)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tiercache import records, wire
+from tiercache import records, wire, work
 from tiercache.agent.catalog import Catalog
 from tiercache.agent.chunks import checksums
 from tiercache.agent.contents import BadPages, without_data
@@ -288,7 +288,11 @@ class Engine:
     def advise(self, request: wire.Advise) -> None:
         with contextlib.suppress(TiercacheError):
             target = Target.of(self.mounts.locate(request.path), request.token)
-            self._read_ahead(target, (request.offset, request.length))
+            before = work.current.set(self.governing.work_at(target.path))
+            try:
+                self._read_ahead(target, (request.offset, request.length))
+            finally:
+                work.current.reset(before)
 
     def report_use(self, request: wire.ReportUse) -> None:
         for mount, reads, count in request.hits:

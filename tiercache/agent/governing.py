@@ -223,6 +223,17 @@ class Governing:
         waits for what the policy grants: raises Throttled where that takes too long."""
         return Admitted(self, path, (read, write, operations))
 
+    def work_at(self, path: str) -> work.Work:
+        """Return on whose behalf what is not admitted (reading ahead) is done at a path: of who
+        ``asking`` says, as far as that is known without a wait."""
+        account = asking.get()
+        if account is not None and account.generation == self.generation:
+            for rule in account.seats:
+                if covers(rule.path, path) and rule.identity in self._plans:
+                    of_class = self._plans[rule.identity][1]
+                    return work.Work(identity=rule.identity, priority=of_class.priority)
+        return work.current.get()
+
     async def enter(self, account: Account, path: str, amounts: Rates) -> Inside:
         """The beginning of ``admitted``."""
         rules = await self._seats_of(account)

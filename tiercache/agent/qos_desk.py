@@ -36,6 +36,7 @@ from tiercache.agent.qos_answers import (
     sums_of,
     uses,
 )
+from tiercache.agent.quotas import QuotaDesk
 from tiercache.clock import Clock
 from tiercache.errors import AccessDenied, FormatError, NotFound, TiercacheError, Unsupported
 from tiercache.model import BackendStatus
@@ -55,13 +56,9 @@ from tiercache.qos_reports import (
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def _holds_nothing(_: str) -> tuple[int, int]:
-    return 0, 0
-
-
 class QosDesk:
-    """Answers questions and makes changes. Set after construction by who knows: ``holding`` says
-    what an identity holds of the cache, ``backends`` the buckets of the origins."""
+    """Answers questions and makes changes. Set after construction by who knows: ``backends``, the
+    buckets of the origins."""
 
     def __init__(
         self,
@@ -71,6 +68,7 @@ class QosDesk:
         audit: Audit,
         mounts: Mounts,
         clock: Clock,
+        quotas: QuotaDesk,
     ) -> None:
         self._governing = governing
         self._policing = policing
@@ -78,7 +76,8 @@ class QosDesk:
         self._audit = audit
         self._mounts = mounts
         self._clock = clock
-        self.holding: Holding = _holds_nothing
+        self._quotas = quotas
+        self.holding: Holding = quotas.holding
         self.backends: Callable[[], tuple[BackendStatus, ...]] = tuple
         # Connections that ask for data, whose claimants "explain" tells of.
         self.accounts: Callable[[], list[Account]] = list
@@ -87,6 +86,7 @@ class QosDesk:
             "set": self._set,
             "unset": self._unset,
             "calibrate": self._calibrate,
+            "quota-repair": self._repair_quotas,
         }
 
     # -- questions --------------------------------------------------------------------------
@@ -99,6 +99,10 @@ class QosDesk:
                 return _answer(self.top())
             case "explain":
                 return _answer(self._explain(_arguments(request.arguments, Explain)))
+            case "quotas":
+                return _answer(self._quotas.quotas())
+            case "quota-check":
+                return _answer(await self._quotas.check())
             case _:
                 raise Unsupported(f"this agent does not know the question {request.what!r}")
 
@@ -307,6 +311,12 @@ class QosDesk:
         await self._calibration.measure()
         self._policing.replan()
         return self._changed(*self._calibration.sentences())
+
+    async def _repair_quotas(self, account: Account, raw: bytes) -> Changed:
+        check = await self._quotas.check(repair=True)
+        return self._changed(
+            *(f"{one.identity}: {one.what}: {one.recorded} → {one.found}" for one in check.problems)
+        )
 
 
 def _arguments(raw: bytes, kind: type[T]) -> T:

@@ -9,11 +9,15 @@ from tiercache.agent.audit import Audit
 from tiercache.agent.calibration import Calibration
 from tiercache.agent.governing import Governing
 from tiercache.agent.mounts import Mounts
+from tiercache.agent.pinning import Pinning
+from tiercache.agent.plane import Plane
 from tiercache.agent.policing import Language, Places, Policing
 from tiercache.agent.qos_desk import QosDesk
-from tiercache.agent.space import Space
+from tiercache.agent.quotas import QuotaDesk
 from tiercache.clock import Clock
+from tiercache.policy.ledger import NOBODY
 from tiercache.policy.qos import Plan
+from tiercache.policy.quotas import capacities_of
 from tiercache.ports import Endpoints, LeaseFile, SharedState
 
 
@@ -35,6 +39,7 @@ class QosPlane:
     calibration: Calibration
     audit: Audit
     desk: QosDesk
+    pinning: Pinning
 
     def load(self, capacity_bytes: int) -> None:
         """Put in force what stood before, ahead of all work. Blocks."""
@@ -57,7 +62,7 @@ def build_qos(
     parts: QosParts,
     *,
     state: SharedState,
-    space: Space,
+    plane: Plane,
     mounts: Mounts,
     endpoints: Endpoints,
     clock: Clock,
@@ -65,19 +70,32 @@ def build_qos(
 ) -> QosPlane:
     audit = Audit(str(parts.places.audit), clock, executor)
     governing = Governing(parts.leases, state, clock, audit.denied)
+    space = plane.space
     calibration = Calibration(
-        parts.places.calibration, clock, executor, space.reserve, space.ledger.release
+        parts.places.calibration,
+        clock,
+        executor,
+        lambda count: space.reserve(count, identity=NOBODY),
+        lambda count: space.release(count, NOBODY),
     )
     policing = Policing(
         parts.places, parts.language, clock, executor, calibration, audit, governing.keep_to
     )
-    desk = QosDesk(governing, policing, calibration, audit, mounts, clock)
+    desk = QosDesk(governing, policing, calibration, audit, mounts, clock, QuotaDesk(plane))
     desk.backends = lambda: tuple(endpoints.limits())
 
     def limit(plan: Plan | None) -> None:
         endpoints.limit(() if plan is None else plan.backends)
+        space.set_quotas(capacities_of(plan))
 
     governing.listeners.append(limit)
+    space.victims.reader_of = lambda mark: governing.marked(mark) or NOBODY
+    space.books.on_refusal = audit.denied
     return QosPlane(
-        governing=governing, policing=policing, calibration=calibration, audit=audit, desk=desk
+        governing=governing,
+        policing=policing,
+        calibration=calibration,
+        audit=audit,
+        desk=desk,
+        pinning=Pinning(plane, governing),
     )

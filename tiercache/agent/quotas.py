@@ -72,7 +72,7 @@ class QuotaDesk:
             self._space.books.begin()
             self._space.books.put()
             await self._index.flush()
-        return QuotaCheck(problems=tuple(problems), repaired=repair and bool(problems))
+        return QuotaCheck(problems=tuple(problems))
 
     async def _charges(self, repair: bool) -> list[QuotaProblem]:
         ledger, problems = self._space.ledger, []

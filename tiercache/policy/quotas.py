@@ -13,7 +13,7 @@ from dataclasses import replace
 from tiercache.policy.eviction import Sieve
 from tiercache.policy.ledger import Ledger
 from tiercache.policy.placement import Placement
-from tiercache.policy.qos import Capacity
+from tiercache.policy.qos import Capacity, Plan
 
 UNBOUNDED = Capacity()
 # An identity's extents are at most 1/16 of its ``max``: of_capacity() divides by 128.
@@ -21,6 +21,13 @@ EXTENT_SHARE_OF_MAX = 128 // 16
 # What is copied forward out of a pack stands twice for a moment. Where ``max`` is at least so many
 # packs, one of them is kept free for that; else an evicted pack takes all that is in it along.
 MIN_PACKS_FOR_HEADROOM = 8
+
+
+def capacities_of(plan: Plan | None) -> dict[str, Capacity]:
+    """Return the capacities of a plan; none where it bounds nobody's."""
+    identities = () if plan is None else plan.identities
+    capacities = {one.name: one.capacity for one in identities}
+    return capacities if any(one != UNBOUNDED for one in capacities.values()) else {}
 
 
 class Quotas:
