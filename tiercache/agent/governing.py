@@ -234,6 +234,13 @@ class Governing:
                     return work.Work(identity=rule.identity, priority=of_class.priority)
         return work.current.get()
 
+    async def find_work_at(self, path: str) -> work.Work:
+        """The same once it is known."""
+        account = asking.get()
+        if self.is_on and account is not None:
+            await self._seats_of(account)
+        return self.work_at(path)
+
     async def enter(self, account: Account, path: str, amounts: Rates) -> Inside:
         """The beginning of ``admitted``."""
         rules = await self._seats_of(account)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tiercache import records
+from tiercache import records, work
 from tiercache.agent.accounts import Account, asking, bulk_account
 from tiercache.agent.device import NotCached
 from tiercache.agent.fill import Filler, Target
@@ -220,6 +220,9 @@ class Jobs:
 
     async def _run(self, job: _Job) -> None:
         asking.set(job.account)
+        if job.spec.paths:
+            # How much of the cache may be the job's; what it fetches is charged path by path.
+            work.current.set(await self._governing.find_work_at(job.spec.paths[0]))
         await (self._work_ordered(job) if job.spec.ordered else self._work(job))
         if job.state is JobState.RUNNING and job.failed:
             job.state = JobState.FAILED
