@@ -100,7 +100,7 @@ def test_a_storm_of_refusals_is_a_few_lines_of_the_audit_log(rig: Rig) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: ask_until_refused(client), range(8)))
     path = rig.cache / "qos-audit.jsonl"
-    wait_for(path.exists)
+    wait_for(lambda: path.exists() and path.read_text().endswith("\n"))
     lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["what"], line["identity"]) for line in lines] == [("denied", "hasty")]
 

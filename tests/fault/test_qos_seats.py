@@ -146,7 +146,7 @@ def test_a_slot_serves_its_process_under_another_identity(file: LeaseFileWriter)
     one = seats.take(governor, 1, "a")
     assert one is not None
     file.slots[one.slot * words.SLOT_WORDS + words.USED_READ] = 500
-    seats.keep(1, ["b"])
+    seats.keep(governor, 1, ["b"])
     two = seats.take(governor, 1, "b")
     assert two is one and (two.identity, len(seats)) == ("b", 1)
     assert seats.take(governor, 2, "a") is not one

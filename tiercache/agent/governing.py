@@ -130,6 +130,8 @@ class Governing:
         if self.is_on:
             self.generation = self._leases.new_generation()
             self._turn()
+            if self.governor is not None:
+                self.seats.publish_all(self.governor)
             self.wake()
         else:
             self.generation = 0
@@ -168,9 +170,8 @@ class Governing:
             return wire.Enlisted(0)
         known = self._enlisted.setdefault(account.process, {})
         known[account.name] = {rule.identity for rule in rules}
-        self.seats.keep(account.process, set[str]().union(*known.values()))
+        self.seats.keep(governor, account.process, set[str]().union(*known.values()))
         seats = tuple(self._seat(governor, account.process, rule) for rule in rules)
-        self._publish(governor)
         return wire.Enlisted(self.generation, seats)
 
     def _seat(self, governor: Governor, process: Process, rule: SeatRule) -> wire.Seat:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +47,27 @@ Stamp = tuple[int, int, int, int]
 class Language(Protocol):
     """How policies are written: ``config.qos_policy``."""
 
-    def parse_policy(self, text: str, *, where: str, node_rates: Rates = ...) -> Policy:
-        """Raises ConfigError."""
+    def parse_policy(
+        self, text: str, *, where: str, node_rates: Rates = ..., cache_bytes: int | None = ...
+    ) -> Policy:
+        """Raises ConfigError, also for what a node of these rates and this cache cannot keep."""
         ...
 
     def parse_override(
         self, identity: str, assignment: str, until_unix_s: float | None = ...
     ) -> Override:
         """Raises ConfigError."""
+        ...
+
+    def check_overrides(
+        self,
+        policy: Policy,
+        overrides: Sequence[Override],
+        *,
+        node_rates: Rates,
+        cache_bytes: int | None,
+    ) -> None:
+        """Raises ConfigError where a policy cannot be kept with what is set by hand over it."""
         ...
 
     def differences(self, old: Policy, new: Policy) -> tuple[str, ...]: ...
@@ -153,7 +166,7 @@ class Policing:
         else:
             self._stamp = self._stamp_of_file()
             try:
-                self.standing = self._parsed(self._read_file(), "file")
+                self.standing = self._parsed(self._read_file(), "file", is_new=False)
                 kept.publish(self._places.last_good, self.standing.text.encode())
             except (TiercacheError, OSError) as error:
                 self._refuse_file(error)
@@ -165,7 +178,7 @@ class Policing:
         try:
             data = kept.read(path, MAX_POLICY_BYTES)
             if data is not None:
-                self.standing = self._parsed(data.decode(), source)
+                self.standing = self._parsed(data.decode(), source, is_new=False)
         except (TiercacheError, OSError, UnicodeDecodeError) as error:
             self.error = self.error or f"{path}: {error}"
             log.error("no QoS policy is in force: %s", error)
@@ -226,7 +239,7 @@ class Policing:
     async def _reload(self) -> None:
         try:
             text = await self._on_thread(self._read_file)
-            standing = self._parsed(text, "file")
+            standing = self._parsed(text, "file", is_new=True)
         except (TiercacheError, OSError) as error:
             self._refuse_file(error)
             return
@@ -278,10 +291,20 @@ class Policing:
         except UnicodeDecodeError as error:
             raise ConfigError(f"not UTF-8: {error}", path=str(path)) from error
 
-    def _parsed(self, text: str, source: str) -> Standing:
+    def _parsed(self, text: str, source: str, *, is_new: bool) -> Standing:
+        """Read a text. Only a new one is held against what the node delivers: one that stood
+        before stands on a node that has become slower, with its reservations cut (``plan``)."""
         where = self._places.configured if source == "file" else str(self._places.applied)
-        policy = self._language.parse_policy(text, where=where, node_rates=self._calibration.rates)
+        if is_new:
+            policy = self._new_policy(text, where)
+        else:
+            policy = self._language.parse_policy(text, where=where)
         return Standing(policy=policy, text=text, source=source)
+
+    def _new_policy(self, text: str, where: str) -> Policy:
+        return self._language.parse_policy(
+            text, where=where, node_rates=self._calibration.rates, cache_bytes=self.cache_bytes
+        )
 
     # -- plans ------------------------------------------------------------------------------
 
@@ -319,9 +342,7 @@ class Policing:
             raise ConfigError(
                 f"the policy is longer than {MAX_POLICY_BYTES} bytes", path=file or "policy"
             )
-        return self._language.parse_policy(
-            text, where=file or "policy", node_rates=self._calibration.rates
-        )
+        return self._new_policy(text, file or "policy")
 
     def differences(self, text: str, file: str) -> tuple[str, ...]:
         """Return what a text says otherwise than the policy in force. Raises ConfigError."""
@@ -353,7 +374,7 @@ class Policing:
             await self._reload()
 
     async def set_values(self, identity: str, values: dict[str, str], for_s: float | None) -> None:
-        """Set values over the policy. Raises ConfigError, changing nothing."""
+        """Set values over the policy in force. Raises ConfigError, changing nothing."""
         until_s = None if for_s is None else self._clock.unix() + for_s
         new = [
             self._language.parse_override(identity, f"{key}={value}", until_s)
@@ -362,6 +383,13 @@ class Policing:
         replaced = {(one.identity, one.key) for one in new}
         async with self._lock:
             kept_on = [one for one in self.overrides if (one.identity, one.key) not in replaced]
+            assert self.standing.policy is not None
+            self._language.check_overrides(
+                self.standing.policy,
+                (*kept_on, *new),
+                node_rates=self._calibration.rates,
+                cache_bytes=self.cache_bytes,
+            )
             await self._keep_overrides((*kept_on, *new))
 
     async def unset_values(self, identity: str, keys: tuple[str, ...]) -> None:

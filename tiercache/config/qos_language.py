@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from tiercache.config.qos_document import diff_policies
-from tiercache.config.qos_policy import parse_override, parse_policy
-from tiercache.policy.qos_rules import Policy
+from collections.abc import Sequence
 
-__all__ = ["differences", "parse_override", "parse_policy"]
+from tiercache.config.qos_document import diff_policies
+from tiercache.config.qos_policy import parse_override, parse_policy, refusal
+from tiercache.policy.qos import Rates
+from tiercache.policy.qos_checks import find_problems
+from tiercache.policy.qos_rules import Override, Policy
+
+__all__ = ["check_overrides", "differences", "parse_override", "parse_policy"]
+
+
+def check_overrides(
+    policy: Policy,
+    overrides: Sequence[Override],
+    *,
+    node_rates: Rates,
+    cache_bytes: int | None,
+) -> None:
+    """Raises ConfigError where a policy cannot be kept with what is set by hand over it. What was
+    wrong with it before, on a node that has become slower, is not these values' fault."""
+    before = find_problems(policy, node_rates, cache_bytes=cache_bytes)
+    found = find_problems(policy, node_rates, cache_bytes=cache_bytes, overrides=overrides)
+    if found and not before:
+        raise refusal(found, "set by hand")
 
 
 def differences(old: Policy, new: Policy) -> tuple[str, ...]:
