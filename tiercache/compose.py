@@ -110,7 +110,7 @@ def open_client(settings: Settings, *, embedded: bool = False) -> Client:
         profiles=tuple(settings.profiles.values()),
         start_agent=lambda: start_agent(settings, directory.log),
         accept=lambda welcome: accept(settings, welcome),
-        name=settings.qos.name,
+        qos=settings.qos,
     )
     try:
         link.ensure()

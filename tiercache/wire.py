@@ -40,13 +40,15 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag_field="t"):
 class Hello(Request, frozen=True, array_like=True, tag=1):
     """``mounts`` and ``profiles`` are what the client is configured with: the agent adds those it
     lacks, and refuses those that contradict its own. ``name`` is what the client calls itself for
-    the QoS policy: requests of this connection are charged as that name's."""
+    the QoS policy: requests of this connection are charged as that name's, and wait no longer than
+    ``max_wait_s`` for it."""
 
     client_version: str
     pid: int
     mounts: tuple[MountSettings, ...]
     profiles: tuple[ProfileSettings, ...]
     name: str = ""
+    max_wait_s: float | None = None
 
 
 class Lookup(Request, frozen=True, array_like=True, tag=2):

@@ -20,7 +20,7 @@ from tests.integration.qos_rig import Rig, enlist, generation, owners, qos_of
 from tiercache import wire
 from tiercache.client.link import connect
 from tiercache.compose import Client, open_client
-from tiercache.errors import Throttled
+from tiercache.errors import ConfigError, Throttled
 from tiercache.model import JobState
 from tiercache.qos_reports import IdentityUse
 
@@ -92,6 +92,16 @@ def test_whoever_waits_too_long_is_told_by_whom_and_when_to_come_again(rig: Rig)
     status = json.loads(client.link.request(wire.StatusQuery(), wire.Status).body)
     assert all(one["state"] == "online" for one in status["endpoints"])  # no outage
     assert status["agent"]["internal_errors"] == 0
+
+
+def test_a_client_may_wait_less_than_its_policy_lets_it(rig: Rig) -> None:
+    rig.origin.fill("t", [1000])
+    impatient = rig.client(name="hasty", max_wait_s=0.05)
+    assert "has waited 0.0" in ask_until_refused(impatient).message
+    patient = rig.client(name="hasty", max_wait_s=50.0)
+    assert "has waited 0.3" in ask_until_refused(patient).message
+    with pytest.raises(ConfigError, match="no time to wait"):
+        rig.client(max_wait_s=-1.0)
 
 
 def test_a_storm_of_refusals_is_a_few_lines_of_the_audit_log(rig: Rig) -> None:

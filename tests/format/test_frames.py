@@ -27,7 +27,7 @@ HERE = wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0, False, True, 3.0)
 OLD_MOUNT = MountSettings(path="/m", origin="s3://bucket/data", offline="error")
 
 MESSAGES: dict[str, wire.Request | wire.Response] = {
-    "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),), "train"),
+    "Hello": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),), "train", 1.5),
     "Lookup": wire.Lookup("/m/a", True),
     "Fill": wire.Fill("/m/a", "v1", ((0, 65536), (131072, 10)), (200_000, 4 << 20), True),
     "FillMany": wire.FillMany((("/m/a", 0, None), ("/m/b", 5, 7))),
@@ -90,6 +90,7 @@ MESSAGES: dict[str, wire.Request | wire.Response] = {
 
 # What peers of the same wire version sent before a field was added: read, no longer written.
 OLDER: dict[str, wire.Request | wire.Response] = {
+    "Hello-without-wait": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),), "train"),
     "Hello-without-name": wire.Hello("0.1.0", 42, (MOUNT,), (ProfileSettings(),)),
     "Failure-without-advice": wire.Failure("NotFound", "no such object", "/m/a", ""),
     "Bound-without-advice": wire.Bound((wire.Found(Kind.FILE, "v1", 10, 1.0, 2.0, 62.0), GONE)),

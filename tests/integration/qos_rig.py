@@ -42,10 +42,13 @@ class Rig:
         self.cache = root / "cache"
         self._clients: list[Client] = []
 
-    def settings(self, *, name: str = "", policy: bool = True) -> Settings:
+    def settings(
+        self, *, name: str = "", policy: bool = True, max_wait_s: float | None = None
+    ) -> Settings:
         found = cache_settings(self.cache, self.origin.url)
         file = str(self.policy) if policy else ""
-        return msgspec.structs.replace(found, qos=QosSettings(policy=file, name=name))
+        qos = QosSettings(policy=file, name=name, max_wait_s=max_wait_s)
+        return msgspec.structs.replace(found, qos=qos)
 
     def write_policy(self, text: str) -> None:
         """Put a policy in the file's place, as an editor does."""
@@ -53,8 +56,10 @@ class Rig:
         new.write_text(with_version(text))
         os.rename(new, self.policy)
 
-    def client(self, *, name: str = "", policy: bool = True) -> Client:
-        client = open_client(self.settings(name=name, policy=policy))
+    def client(
+        self, *, name: str = "", policy: bool = True, max_wait_s: float | None = None
+    ) -> Client:
+        client = open_client(self.settings(name=name, policy=policy, max_wait_s=max_wait_s))
         self._clients.append(client)
         return client
 

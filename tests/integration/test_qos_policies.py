@@ -82,7 +82,7 @@ def test_a_broken_file_changes_nothing_and_is_told_of(rig: Rig) -> None:
         with_version('[[identity]]\nname = "slow"\ncolour = "red"').encode(),
         b"\xff",
     ]
-    errors = set()
+    errors: set[str] = set()
     for text in broken:
         rig.policy.write_bytes(text)
         wait_for(lambda: qos.show().error not in ("", *errors))

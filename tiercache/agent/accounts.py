@@ -72,6 +72,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_wait(max_wait_s: float | None) -> float | None:
+    """Raises ConfigError for what is no time to wait."""
+    if max_wait_s is not None and not max_wait_s >= 0:
+        raise ConfigError(f"{max_wait_s} s is no time to wait", path="qos.max_wait")
+    return max_wait_s
+
+
 def bulk_account(process: Process, *, name: str = "") -> Account:
     """Return the account of a job, for whoever asks for it now: without a name of its own it goes
     by PREFETCH_NAME. Of a job that nobody asks for, another agent left it, the user is this one's.

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from tiercache import wire
-from tiercache.agent.accounts import Account, asking, check_name, find_claimant
+from tiercache.agent.accounts import Account, asking, check_name, check_wait, find_claimant
 from tiercache.agent.answers import found
 from tiercache.agent.charges import charge_of
 from tiercache.agent.directory import CacheDirectory
@@ -276,6 +276,7 @@ class Server:
     def _hello(self, peer: Peer, request: wire.Hello) -> wire.Welcome:
         peer.version = request.client_version
         peer.account.rename(check_name(request.name))
+        peer.account.max_wait_s = check_wait(request.max_wait_s)
         if not peer.account.pid:  # of another namespace of processes, where it has a number
             peer.account.process = f"pid {request.pid}"
         self._engine.mounts.add(request.mounts, request.profiles)

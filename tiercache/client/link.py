@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from tiercache import wire
 from tiercache.errors import AgentUnavailable, ConfigError, FormatError, TiercacheError
-from tiercache.settings import MountSettings, ProfileSettings
+from tiercache.settings import MountSettings, ProfileSettings, QosSettings
 from tiercache.version import __version__
 
 # The agent answers within the origin's deadline; this is for one that is stopped or wedged.
@@ -53,7 +53,7 @@ _ONCE = (wire.WriteData, wire.WriteFinish, wire.CopyObject)
 class Link:
     """Requests and answers. ``start_agent`` returns when an agent serves, or raises; ``accept``
     is called with the welcome of each agent that answers, and raises for one not to be used.
-    ``name`` is what this client calls itself for the QoS policy."""
+    ``qos`` says what this client calls itself for the QoS policy, and how long it waits."""
 
     def __init__(
         self,
@@ -63,11 +63,13 @@ class Link:
         profiles: tuple[ProfileSettings, ...],
         start_agent: Callable[[], None],
         accept: Callable[[wire.Welcome], None],
-        name: str = "",
+        qos: QosSettings = QosSettings(),
     ) -> None:
         # Constant after construction
         self._socket_path = socket_path
-        self._hello = wire.frame(wire.Hello(__version__, os.getpid(), mounts, profiles, name))
+        self._hello = wire.frame(
+            wire.Hello(__version__, os.getpid(), mounts, profiles, qos.name, qos.max_wait_s)
+        )
         self._start_agent = start_agent
         self._accept = accept
         # Guarded by _lock (list operations are atomic by themselves)
