@@ -80,8 +80,8 @@ operations = { limit = "20/s" }
 name = "paced"
 match = { name = "paced" }
 """
-# Processes of each identity: more of them get no more for it, and where one of several comes late to
-# a busy processor, the others go on.
+# Processes of each identity: more of them get no more for it, and where one of several comes late
+# to a busy processor, the others go on.
 PROCESSES = {"reserved": 2, "heavy": 2, "light": 4, "limited": 2, "slow": 2, "paced": 1}
 
 
