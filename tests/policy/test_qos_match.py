@@ -146,5 +146,8 @@ def test_seats_explanations_and_identities_agree_with_brute_force(
     seats = policy.seats(who)
     assert seats[-1].path == ""
     assert [seat.path for seat in seats[:-1]].count("") == 0
+    # None stands where an earlier one has taken all.
+    for number, seat in enumerate(seats):
+        assert not any(f"{seat.path}/".startswith(f"{one.path}/") for one in seats[:number])
     first = next(s for s in seats if s.path in ("", path) or path.startswith(f"{s.path}/"))
     assert first.identity == expected

@@ -286,11 +286,13 @@ def _minimum(capacity: CapacityTerms, cache_bytes: int | None) -> int:
 
 
 def _moments(policy: Policy) -> list[Moment]:
-    """Return one moment of each stretch of the week in which nothing changes."""
-    minutes = qos_schedule.changes(policy.windows) or [0]
-    return [
-        Moment(weekday=minute // DAY_MINUTES, minute=minute % DAY_MINUTES) for minute in minutes
-    ]
+    """Return a moment of each set of hours that are ever in force together."""
+    windows = policy.windows
+    found: dict[tuple[bool, ...], Moment] = {}
+    for minute in qos_schedule.changes(windows) or [0]:
+        moment = Moment(weekday=minute // DAY_MINUTES, minute=minute % DAY_MINUTES)
+        found.setdefault(tuple(window.holds(moment) for window in windows), moment)
+    return list(found.values())
 
 
 def _reservations(policy: Policy, rates: Rates) -> Iterator[Problem]:

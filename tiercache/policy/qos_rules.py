@@ -5,7 +5,7 @@ Unsaid (None) is not the same as a default: a schedule or an override replaces o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import Any
@@ -375,31 +375,28 @@ def reserved(plan: Plan, resource: Resource) -> dict[str, float]:
 def _cut_reservations(plan: Plan) -> Plan:
     """Cut what identities reserve down to their class's limit, and all of it down to the node."""
     for resource in Resource:
-        for rule in plan.classes:
-            limit = rule.shares[resource].limit
-            wanted = reserved(plan, resource)[rule.name]
-            if wanted > limit:
-                plan = _cut(plan, resource, limit / wanted, (rule.name,))
-        total = sum(reserved(plan, resource).values())
+        wanted = reserved(plan, resource)
+        limits = {rule.name: rule.shares[resource].limit for rule in plan.classes}
+        factors = {name: min(1.0, limits[name] / of) for name, of in wanted.items() if of}
+        total = sum(factors[name] * of for name, of in wanted.items() if of)
         if total > plan.node[resource]:
-            names = [rule.name for rule in plan.classes]
-            plan = _cut(plan, resource, plan.node[resource] / total, names)
+            all_of_it = plan.node[resource] / total
+            factors = {name: factor * all_of_it for name, factor in factors.items()}
+        if any(factor < 1.0 for factor in factors.values()):
+            plan = _cut(plan, resource, factors)
     return plan
 
 
-def _cut(plan: Plan, resource: Resource, factor: float, class_names: Sequence[str]) -> Plan:
+def _cut(plan: Plan, resource: Resource, factors: Mapping[str, float]) -> Plan:
+    """Scale reservations, by class."""
     return replace(
         plan,
         classes=tuple(
-            replace(rule, shares=_scaled(rule.shares, resource, factor))
-            if rule.name in class_names
-            else rule
+            replace(rule, shares=_scaled(rule.shares, resource, factors.get(rule.name, 1.0)))
             for rule in plan.classes
         ),
         identities=tuple(
-            replace(rule, shares=_scaled(rule.shares, resource, factor))
-            if rule.class_name in class_names
-            else rule
+            replace(rule, shares=_scaled(rule.shares, resource, factors.get(rule.class_name, 1.0)))
             for rule in plan.identities
         ),
     )
