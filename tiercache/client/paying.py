@@ -42,7 +42,9 @@ GONE_NS = 1_000_000_000
 MIN_POLL_S = 0.0005
 TURN_NS = 10_000_000
 MAX_POLL_S = 0.05
-NEVER_S = 3600.0
+# Whoever is behind is woken when it comes first; and looks, rarely, whether there is anybody left
+# before it: the loop of a task may have been closed.
+BEHIND_S = 1.0
 
 
 class Agency(Protocol):
@@ -81,10 +83,14 @@ class _Waiter:
         self.is_paid = False
         self.woken = threading.Event()
 
-    def wake(self) -> bool:
-        """Let it look: it is first now. False where it cannot be told any more."""
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will never look again."""
+        return False
+
+    def wake(self) -> None:
+        """Let it look: it is first now."""
         self.woken.set()
-        return True
 
 
 class _LoopWaiter(_Waiter):
@@ -97,12 +103,13 @@ class _LoopWaiter(_Waiter):
         self._loop = asyncio.get_running_loop()
         self.first = asyncio.Event()
 
-    def wake(self) -> bool:
-        try:
+    @property
+    def is_gone(self) -> bool:
+        return self._loop.is_closed()
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # closed just now: whoever is behind finds out
             self._loop.call_soon_threadsafe(self.first.set)
-        except RuntimeError:  # the loop was closed and its task left behind
-            return False
-        return True
 
 
 # What nobody is admitted by: while others wait, or a thread has paid ahead, all come to ``pay``.
@@ -250,8 +257,8 @@ class Payer:
                 was_first = self._queue[0] is waiter
                 self._queue.remove(waiter)
                 self._lease.say_done(_now_ns() - waiter.since_ns)
-                while was_first and self._queue and not self._queue[0].wake():
-                    self._queue.popleft()
+                if was_first and self._queue:
+                    self._queue[0].wake()
             self._show_words()
 
     def _step(self, path: str, waiter: _Waiter) -> float | Callable[[], object] | None:
@@ -260,10 +267,12 @@ class Payer:
         now_ns = _now_ns()
         left_s = self.max_wait_s - (now_ns - waiter.since_ns) / 1e9
         with self._lock:
+            while self._queue[0] is not waiter and self._queue[0].is_gone:
+                self._queue.popleft()
             if self._queue[0] is not waiter:
                 if left_s <= 0:
                     raise self._throttled(path, waiter)
-                return min(left_s, NEVER_S)
+                return min(left_s, BEHIND_S)
             if self._admit(waiter.count, waiter.operations):
                 return None
             lease = self._lease
