@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 from tests.fault.cache_rig import kill_agent, wait_for
-from tests.integration.qos_rig import Rig, enlist, generation, owners, qos_of
+from tests.integration.qos_rig import Rig, enlist, generation, owners, qos_of, use_of
 from tiercache import wire
 from tiercache.client.link import connect
 from tiercache.compose import Client, open_client
 from tiercache.errors import ConfigError, Throttled
 from tiercache.model import JobState
-from tiercache.qos_reports import IdentityUse
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,10 +63,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def look_up(client: Client, path: str = "/m/00000") -> wire.Found:
     return client.link.request(wire.Lookup(path), wire.Found)
-
-
-def use_of(client: Client, identity: str) -> IdentityUse:
-    return next(one for one in qos_of(client).top().identities if one.identity == identity)
 
 
 def ask_until_refused(client: Client) -> Throttled:

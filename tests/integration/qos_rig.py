@@ -13,6 +13,7 @@ from tiercache.compose import Client, open_client
 from tiercache.extents.lease_file import LeaseFileReader
 from tiercache.policy import lease_words as words
 from tiercache.qos import Qos
+from tiercache.qos_reports import IdentityUse
 from tiercache.settings import QosSettings, Settings
 
 SLOW = """
@@ -75,6 +76,10 @@ def with_version(text: str) -> str:
 
 def qos_of(client: Client) -> Qos:
     return Qos(lambda: client.link)
+
+
+def use_of(client: Client, identity: str) -> IdentityUse:
+    return next(one for one in qos_of(client).top().identities if one.identity == identity)
 
 
 def enlist(client: Client, name: str = "") -> wire.Enlisted:

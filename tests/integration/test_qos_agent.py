@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.cache_rig import wait_for
-from tests.integration.qos_rig import SLOW, Rig, enlist, generation, owners, slot_of
+import tiercache
+from tests.fault.cache_rig import end, kill_agent, start_script, wait_for
+from tests.integration.qos_rig import (
+    SLOW,
+    Rig,
+    enlist,
+    generation,
+    owners,
+    qos_of,
+    slot_of,
+    use_of,
+    with_version,
+)
 from tiercache import wire
 from tiercache.clock import BootClock
 from tiercache.compose import open_client
@@ -44,7 +56,7 @@ def count_for(seconds: float, work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def child(work: Callable[[], None]) -> Iterator[int]:
+def child(work: Callable[[], object]) -> Iterator[int]:
     """Run work in a forked child that then sleeps; it says when it has done it."""
     ready, done = os.pipe()
     pid = os.fork()
@@ -165,3 +177,75 @@ def test_slots_go_with_the_last_connection(rig: Rig) -> None:
         assert len(owners(client) - before) == 1
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: owners(client) == before, timeout_s=2.0)
+
+
+READING = """
+ns.read("/m/00000")  # cold: from the origin
+started = time.monotonic()
+while True:
+    ns.read("/m/00000", 0, 65536)
+    sys.stdout.write(".")
+    sys.stdout.flush()
+"""
+
+
+def reads_in(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Return how many reads a reader that prints a dot for each has made in the time."""
+    assert process.stdout is not None
+    descriptor, count, end = process.stdout.fileno(), 0, time.monotonic() + seconds
+    os.set_blocking(descriptor, False)
+    while time.monotonic() < end:
+        with suppress(BlockingIOError):
+            count += len(os.read(descriptor, 1 << 20))
+        time.sleep(0.01)
+    return count
+
+
+def test_a_running_client_keeps_to_a_policy_that_comes_changes_and_ends(rig: Rig) -> None:
+    rig.origin.fill("r", [1_000_000])
+    watcher = rig.client(policy=False)
+    qos = qos_of(watcher)
+    reader = start_script(READING, rig.settings(name="slow", policy=False))
+    try:
+        wait_for(lambda: reads_in(reader, 0.5) > 1000, timeout_s=30.0)
+        qos.apply(with_version(SLOW))  # 50 operations a second
+        wait_for(lambda: reads_in(reader, 0.5) < 100)
+        assert 50 < reads_in(reader, 2.0) < 150
+        qos.set("slow", {"operations.limit": "400", "read.limit": "1GB/s"})
+        wait_for(lambda: reads_in(reader, 0.5) > 100)
+        assert 400 < reads_in(reader, 2.0) < 1200
+        qos.apply(with_version(SLOW.replace('"slow"', '"other"')))
+        wait_for(lambda: reads_in(reader, 0.5) > 1000)  # nobody's limit
+    finally:
+        end(reader)
+
+
+def test_parent_and_child_pay_by_slots_of_their_own(rig: Rig) -> None:
+    rig.origin.fill("f", [1_000_000])
+    rig.write_policy(SLOW)
+    with tiercache.connect(rig.settings(name="slow")) as ns:
+        ns.read("/m/00000", 0, 65536)
+        watcher = rig.client()
+        wait_for(lambda: use_of(watcher, "slow").processes == 1)
+        with child(lambda: ns.read("/m/00000", 65536, 65536)) as pid:
+            assert use_of(watcher, "slow").processes == 2
+            assert len(owners(watcher)) >= 2
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: use_of(watcher, "slow").processes == 1, timeout_s=2.0)
+        ns.read("/m/00000", 0, 65536)
+
+
+def test_an_agent_that_is_killed_leaves_its_clients_their_shares(rig: Rig) -> None:
+    """Never a stop, never a storm; and the next agent goes on with the same policy."""
+    rig.origin.fill("k", [1_000_000])
+    rig.write_policy(SLOW)
+    reader = start_script(READING, rig.settings(name="slow"))
+    try:
+        wait_for(lambda: reads_in(reader, 0.5), timeout_s=30.0)
+        assert reads_in(reader, 1.0) < 200
+        assert kill_agent(rig.cache)
+        assert 0 < reads_in(reader, 3.0) < 450
+        wait_for(lambda: use_of(rig.client(), "slow").operations)
+        assert 0 < reads_in(reader, 2.0) < 300
+    finally:
+        end(reader)

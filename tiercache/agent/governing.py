@@ -43,6 +43,8 @@ TURN_SHARE = 5
 SHARES_S = 0.1
 # While nobody waits the words are still looked at: somebody may live on standing grants alone.
 LOOK_S = 1.0
+# Names that one process may have seats under at once: clients are configured with one each.
+NAMES_COUNT = 64
 # Visited bytes: 0 is unvisited, 1 nobody's in particular.
 NO_MARK = 1
 MARKS = range(2, 256)
@@ -169,6 +171,8 @@ class Governing:
         if governor is None:
             return wire.Enlisted(0)
         known = self._enlisted.setdefault(account.process, {})
+        if len(known) >= NAMES_COUNT and account.name not in known:
+            del known[next(iter(known))]
         known[account.name] = {rule.identity for rule in rules}
         self.seats.keep(governor, account.process, set[str]().union(*known.values()))
         seats = tuple(self._seat(governor, account.process, rule) for rule in rules)
