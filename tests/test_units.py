@@ -41,6 +41,8 @@ from tiercache.units import (
         ("2TiB", 2 * TIB),
         ("1PB", 10**15),
         ("1PiB", 1 << 50),
+        ("9007199254740993", 9007199254740993),
+        ("9007199254740993B", 9007199254740993),
         (4096, 4096),
         (0, 0),
     ],
@@ -155,5 +157,6 @@ def test_what_is_no_operation_rate_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("parse", [parse_bytes, parse_duration, parse_operations, parse_byte_rate])
 def test_numbers_beyond_all_floats_are_refused(parse: Callable[[str], float]) -> None:
-    with pytest.raises(ConfigError):
-        parse("9" * 400)
+    for text in ("9" * 400, "9" * 297 + "d", "9" * 295 + "PB/s", "9" * 295 + ".5PB/s"):
+        with pytest.raises(ConfigError):
+            parse(text)

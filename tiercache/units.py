@@ -34,12 +34,13 @@ _OPERATIONS = {"": 1, "k": 1000, "m": 10**6}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
-def _split(text: str, what: str) -> tuple[float, str]:
+def _split(text: str, what: str) -> tuple[int | float, str]:
     match = _QUANTITY.fullmatch(text)
-    # Beyond 300 digits a float is infinite; nobody means that.
-    if match is None or len(text) > 300:
-        raise ConfigError(f"{text[:300]!r} is not a {what}", remedy=_EXAMPLES.get(what, ""))
-    return float(match[1]), match[2].lower()
+    # With 300 digits and a unit a float overflows; nobody means a number of a hundred.
+    if match is None or len(text) > 100:
+        raise ConfigError(f"{text[:100]!r} is not a {what}", remedy=_EXAMPLES.get(what, ""))
+    # Whole numbers stay exact beyond 2^53.
+    return (float if "." in match[1] else int)(match[1]), match[2].lower()
 
 
 def parse_bytes(text: str | int) -> int:

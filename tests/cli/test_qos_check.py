@@ -95,8 +95,12 @@ def test_warnings_do_not_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "open.toml"
     file.write_text('version = 1\nprofile = "training-first"\n')
     assert run(["qos", "check", str(file)]) == ExitCode.OK
+    assert capsys.readouterr().err == ""
+    with file.open("a") as more:
+        more.write('[[identity]]\nname = "training"\nread = { reserve = "1GB/s" }\n')
+    assert run(["qos", "check", str(file)]) == ExitCode.OK
     shown = capsys.readouterr()
-    assert f"warning: {file}:2: identity[training].claim: anybody may use" in shown.err
+    assert f"warning: {file}:3: identity[training].claim: anybody may use" in shown.err
     assert "valid" in shown.out
 
 

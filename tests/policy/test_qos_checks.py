@@ -276,18 +276,24 @@ def test_rules_that_only_overlap_are_taken() -> None:
 
 
 def test_what_is_seldom_meant_is_warned_of() -> None:
+    reserving = shares(reserve=1.0)
+    by_night = (Schedule(when=(NIGHT,), terms=reserving),)
     policy = Policy(
-        classes=(ClassRule(name="first", terms=Terms(priority=1)),),
+        classes=(ClassRule(name="first", terms=replace(reserving, priority=1)),),
         identities=(
-            IdentityRule(name="open", class_name="first", matches=(MatchRule(name="x"),)),
+            IdentityRule(name="plain", class_name="first", matches=(MatchRule(name="z"),)),
             IdentityRule(
-                name="closed", class_name="first", matches=(MatchRule(name="y"),), claim=("@g",)
+                name="open",
+                terms=reserving,
+                matches=(MatchRule(name="x"), MatchRule(name="v", path="/p")),
             ),
-            IdentityRule(name="plain", matches=(MatchRule(name="z"),)),
+            IdentityRule(name="night", schedules=by_night, matches=(MatchRule(name="w"),)),
+            IdentityRule(
+                name="closed", terms=reserving, matches=(MatchRule(name="y"),), claim=("@g",)
+            ),
             rule("idle", MatchRule(user="u"), claim=("@g",)),
         ),
     )
-    assert [problem.key for problem in find_warnings(policy)] == [
-        "identity[open].claim",
-        "identity[idle].claim",
-    ]
+    warnings = find_warnings(policy)
+    assert [warning.key for warning in warnings] == ["identity[open].claim", "identity[idle].claim"]
+    assert "the name 'x', 'w', and so" in warnings[0].cause

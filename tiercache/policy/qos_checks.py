@@ -386,32 +386,28 @@ def _at(policy: Policy, moment: Moment) -> str:
 def find_warnings(policy: Policy) -> tuple[Problem, ...]:
     """Return what is allowed and yet seldom meant."""
     found = []
-    priorities = {rule.name: rule.terms.priority or 0 for rule in policy.classes}
-    reserving = {rule.name for rule in policy.classes if _reserves_any(rule.terms)}
-    ordinary = priorities.get(DEFAULT_CLASS, 0)
-    for rule in policy.identities:
-        at: At = ("identity", rule.name, "claim")
-        names = [match for match in rule.matches if match.name]
-        # A rule that gives a user or a group as well does not depend on the claim alone.
-        open_names = [m for m in names if not (m.user or m.group or m.access_key)]
-        favoured = (
-            priorities.get(rule.class_name, 0) > ordinary
-            or rule.class_name in reserving
-            or _reserves_any(rule.terms)
-        )
-        if open_names and ANYBODY in rule.claim and favoured:
-            found.append(
-                Problem(
-                    at=at,
-                    cause=f"anybody may use the name {open_names[0].name!r}, and so what is "
-                    "reserved for it",
-                    remedy='name users and groups, such as claim = "@training"',
-                )
+    # A rule that gives a user or a group as well does not depend on the claim alone.
+    open_to_all = {
+        match.name: rule.name
+        for rule in policy.identities
+        if ANYBODY in rule.claim and _reserves_any(rule)
+        for match in rule.matches
+        if match.keys == ("name",)
+    }
+    if open_to_all:
+        names = ", ".join(map(repr, open_to_all))
+        found.append(
+            Problem(
+                at=("identity", next(iter(open_to_all.values())), "claim"),
+                cause=f"anybody may use the name {names}, and so what is reserved for it",
+                remedy='name users and groups, such as claim = "@training"',
             )
-        if rule.claim != (ANYBODY,) and not names:
+        )
+    for rule in policy.identities:
+        if rule.claim != (ANYBODY,) and not any(match.name for match in rule.matches):
             found.append(
                 Problem(
-                    at=at,
+                    at=("identity", rule.name, "claim"),
                     cause="has no effect: no rule of this identity gives a name",
                     remedy="remove it, or add name to match",
                 )
@@ -419,5 +415,6 @@ def find_warnings(policy: Policy) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def _reserves_any(terms: Terms) -> bool:
-    return any(terms.share(resource).reserve for resource in Resource)
+def _reserves_any(rule: IdentityRule) -> bool:
+    terms = (rule.terms, *(one.terms for one in rule.schedules))
+    return any(said.share(resource).reserve for said in terms for resource in Resource)
