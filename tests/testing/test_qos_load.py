@@ -66,6 +66,16 @@ def test_readers_are_paced_and_prefetchers_fetch(settings: Settings) -> None:
     assert track.operation_bytes == length and len(track.ended_ns) == len(track.began_ns) > 0
 
 
+def test_a_play_may_end_sooner_than_it_was_to(settings: Settings) -> None:
+    length = bring_near(settings, "/data/00000")
+    tenant = Tenant(name="any", paths=("/data/00000",), length_bytes=length, rate=100.0)
+    with Play(settings, [tenant], seconds=600.0) as play:
+        play.start()
+        play.end_at(0.5)
+        (track,) = play.tracks()[tenant]
+        assert track.began_ns[-1] < play.window(0.0, 0.5).end_ns
+
+
 def test_a_tenant_that_fails_fails_the_play(
     settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:

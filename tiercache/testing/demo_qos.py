@@ -85,22 +85,26 @@ write = { limit = "40MB/s" }
 
 
 class Times(NamedTuple):
-    """When the phases of the show begin, in seconds of its play."""
+    """When the phases of the show begin, in seconds of its play; and how long the last is."""
 
     neighbours_s: float
     policy_s: float
-    end_s: float
+    governed_s: float
 
 
-WHOLE = Times(5.0, 15.0, 27.0)
-SHORT = Times(2.5, 5.5, 9.0)
+WHOLE = Times(5.0, 15.0, 10.0)
+SHORT = Times(2.5, 5.5, 3.5)
+# Until the command that applies the policy has done it, on a machine that is busy.
+APPLY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A part of the show, and the window of it that is judged."""
+    """A part of the show: when it begins, all of it, and the window of it that is judged."""
 
     name: str
+    begin_s: float
+    whole: Window
     window: Window
 
 
@@ -126,9 +130,9 @@ class QosDemo:
         stack.callback(stop_agent, self.config)
         settings = load(self.config).settings
         tenants = self.tenants(settings)
-        tracks, phases, play = self.play(settings, tenants)
+        tracks, phases = self.play(settings, tenants)
         self.show_table(tenants, tracks, phases)
-        self.show_plot(tenants, tracks, play, plot)
+        self.show_plot(tenants, tracks, phases, plot)
         self.judge(tenants, tracks, phases[-1])
 
     def write_config(self) -> None:
@@ -193,32 +197,38 @@ class QosDemo:
 
     # -- the play ---------------------------------------------------------------------------
 
-    def play(
-        self, settings: Settings, tenants: Sequence[Tenant]
-    ) -> tuple[Tracks, list[Phase], Window]:
+    def play(self, settings: Settings, tenants: Sequence[Tenant]) -> tuple[Tracks, list[Phase]]:
         """Let all work, apply the policy while they do, and cut the phases."""
         times = self.times
         self.screen.step(3, f"Training alone, then all at once: {times.policy_s:.0f} s")
-        with Play(settings, tenants, seconds=times.end_s) as play:
+        with Play(settings, tenants, seconds=times.policy_s + APPLY_TIMEOUT_S) as play:
             begin_ns = play.start()
             until(begin_ns, times.policy_s)
             self.screen.step(4, "The policy, while all go on: this is the whole of it")
             self.screen.code(POLICY, "toml")
-            command = ["qos", "apply", str(self.policy), "--config", str(self.config)]
+            asked_s = (time.monotonic_ns() - begin_ns) / 1e9
+            command = ["qos", "apply", "--yes", str(self.policy), "--config", str(self.config)]
             self.screen.code("$ tiercache " + " ".join(command), "console")
             status = run_command(command)
             expect(status == 0, f"tiercache qos apply ended with status {status}")
             applied_s = (time.monotonic_ns() - begin_ns) / 1e9
+            end_s = applied_s + times.governed_s
+            play.end_at(end_s)
             tracks = play.tracks()
             phases = [
-                Phase(name=name, window=play.window(begin_s + SETTLE_S, end_s))
-                for name, begin_s, end_s in (
+                Phase(
+                    name=name,
+                    begin_s=begin_s,
+                    whole=play.window(begin_s, until_s),
+                    window=play.window(begin_s + SETTLE_S, until_s),
+                )
+                for name, begin_s, until_s in (
                     ("alone", 0.0, times.neighbours_s),
-                    ("all, no policy", times.neighbours_s, times.policy_s),
-                    ("all, policy", applied_s, times.end_s),
+                    ("all, no policy", times.neighbours_s, asked_s),
+                    ("all, policy", applied_s, end_s),
                 )
             ]
-            return tracks, phases, play.window(0.0, times.end_s)
+            return tracks, phases
 
     # -- what it shows ----------------------------------------------------------------------
 
@@ -242,9 +252,11 @@ class QosDemo:
         self.screen.table("What each got", [*header, "notebook, MB/s"], rows)
 
     def show_plot(
-        self, tenants: Sequence[Tenant], tracks: Tracks, whole: Window, file: Path | None
+        self, tenants: Sequence[Tenant], tracks: Tracks, phases: Sequence[Phase], file: Path | None
     ) -> None:
         """Draw everybody's share over time on the terminal, and into ``file``."""
+        whole = Window(phases[0].whole.begin_ns, phases[-1].whole.end_ns)
+        _, neighbours, policy = phases
         training, prefetch, notebook = (
             qos_tracks.binned(tracks[one], whole, STEP_S) for one in tenants
         )
@@ -259,13 +271,13 @@ class QosDemo:
                 Line(name="notebook", unit="MB/s", values=[v / 1e6 for v in notebook]),
             ),
             marks=(
-                (self.times.neighbours_s, "neighbours begin"),
-                (self.times.policy_s, "policy applied"),
+                (neighbours.begin_s, "neighbours begin"),
+                (policy.begin_s, "policy applied"),
             ),
         )
         self.screen.note("")
         marks = [" "] * len(plot.lines[0].values)
-        for at_s, sign in ((self.times.neighbours_s, "n"), (self.times.policy_s, "p")):
+        for at_s, sign in ((neighbours.begin_s, "n"), (policy.begin_s, "p")):
             marks[int(at_s / STEP_S)] = sign
         for line in plot.lines:
             most = max(line.values, default=0.0)

@@ -14,12 +14,13 @@ import signal
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_longlong
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -68,24 +69,22 @@ class Tenant:
 Tracks = dict[Tenant, list[Track]]
 
 
-class _Span(NamedTuple):
-    begin_ns: int
-    end_ns: int
-
-
 class Play:
     """A load, once. ``start`` lets it begin for ``seconds``; ``tracks`` waits for its end. Once it
     is closed no process of it is left. Not thread safe."""
 
     def __init__(self, settings: Settings, tenants: Sequence[Tenant], *, seconds: float) -> None:
+        context = multiprocessing.get_context("spawn")
         # Constant after construction
         self._tenants = tuple(tenants)
         self._seconds = seconds
-        self._pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        self._pipe, theirs = context.Pipe()
+        # Mapped by all; one aligned word, which only we store to.
+        self._end_ns = context.RawValue("q", 0)
         # Forked from one process that has imported everything: sixty-four that import the same
         # would take a minute of two cores.
-        self._house = multiprocessing.get_context("spawn").Process(
-            target=_house, args=(theirs, settings, self._tenants)
+        self._house = context.Process(
+            target=_house, args=(theirs, settings, self._tenants, self._end_ns)
         )
         self._house.start()
         theirs.close()
@@ -103,8 +102,13 @@ class Play:
         opened its client and read. Raises LoadFailed."""
         self._receive(START_TIMEOUT_S)
         self._begin_ns = time.monotonic_ns() + round(LEAD_S * 1e9)
-        self._pipe.send(_Span(self._begin_ns, self._begin_ns + round(self._seconds * 1e9)))
+        self._end_ns.value = self._begin_ns + round(self._seconds * 1e9)
+        self._pipe.send(self._begin_ns)
         return self._begin_ns
+
+    def end_at(self, end_s: float) -> None:
+        """Let it end at another time of the play, which is to come."""
+        self._end_ns.value = self._begin_ns + round(end_s * 1e9)
 
     def window(self, begin_s: float, end_s: float) -> Window:
         """Return a window in seconds of the play's time."""
@@ -112,7 +116,7 @@ class Play:
 
     def tracks(self) -> Tracks:
         """Return what each tenant's processes did, when all is done. Raises LoadFailed."""
-        over_s = (self._begin_ns - time.monotonic_ns()) / 1e9 + self._seconds
+        over_s = (self._end_ns.value - time.monotonic_ns()) / 1e9
         found: list[list[Track]] = self._receive(max(0.0, over_s) + 2 * GIVEN_UP_S)
         return dict(zip(self._tenants, found, strict=True))
 
@@ -156,7 +160,9 @@ def played(
 # -- in the house: one process, which the tenants' are forked from --------------------------------
 
 
-def _house(pipe: Connection, settings: Settings, tenants: Sequence[Tenant]) -> None:
+def _house(
+    pipe: Connection, settings: Settings, tenants: Sequence[Tenant], end_ns: c_longlong
+) -> None:
     # Not interrupted by a Ctrl-C at the terminal, which its owner hears and passes on.
     os.setpgid(0, 0)
     context = multiprocessing.get_context("fork")
@@ -166,7 +172,7 @@ def _house(pipe: Connection, settings: Settings, tenants: Sequence[Tenant]) -> N
         for number in range(tenant.processes):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_live, args=(theirs, settings, tenant, number), daemon=True
+                target=_live, args=(theirs, settings, tenant, number, end_ns), daemon=True
             )
             process.start()
             theirs.close()
@@ -176,15 +182,17 @@ def _house(pipe: Connection, settings: Settings, tenants: Sequence[Tenant]) -> N
         for one in pipes:
             one.recv()
         pipe.send("ready")
-        span = pipe.recv()
+        begin_ns = pipe.recv()
         for one in pipes:
-            one.send(span)
+            one.send(begin_ns)
         pipe.send([[mine.recv() for mine, _ in room] for room in rooms])
     except (EOFError, BrokenPipeError):
         return  # one of them failed and has said so, or our owner is gone
 
 
-def _live(pipe: Connection, settings: Settings, tenant: Tenant, number: int) -> None:
+def _live(
+    pipe: Connection, settings: Settings, tenant: Tenant, number: int, end_ns: c_longlong
+) -> None:
     qos = msgspec.structs.replace(settings.qos, name=tenant.name, max_wait_s=GIVEN_UP_S)
     with Namespace(msgspec.structs.replace(settings, qos=qos)) as namespace:
         if tenant.does == "read":
@@ -194,10 +202,7 @@ def _live(pipe: Connection, settings: Settings, tenant: Tenant, number: int) -> 
             steps = _prefetches(namespace, tenant)
             namespace.reader()
         pipe.send("ready")
-        span = pipe.recv()
-        begin_ns = span.begin_ns + round(tenant.begin_s * 1e9)
-        end_ns = min(span.end_ns, span.begin_ns + round(min(tenant.end_s, 1e6) * 1e9))
-        pipe.send(_timed(steps, tenant, _Span(begin_ns, end_ns)))
+        pipe.send(_timed(steps, tenant, pipe.recv(), end_ns))
 
 
 def _reads(namespace: Namespace, tenant: Tenant, rng: random.Random) -> Iterator[None]:
@@ -219,11 +224,14 @@ def _prefetches(namespace: Namespace, tenant: Tenant) -> Iterator[None]:
             yield
 
 
-def _timed(steps: Iterator[None], tenant: Tenant, span: _Span) -> Track:
+def _timed(
+    steps: Iterator[None], tenant: Tenant, play_begin_ns: int, play_end_ns: c_longlong
+) -> Track:
     now, step = time.monotonic_ns, steps.__next__
     began, ended = array("q"), array("q")
     period_ns = 0 if tenant.rate == inf else round(1e9 / tenant.rate)
-    due_ns = span.begin_ns
+    due_ns = play_begin_ns + round(tenant.begin_s * 1e9)
+    end_ns = play_begin_ns + round(min(tenant.end_s, 1e6) * 1e9)
     while True:
         at = now()
         if due_ns > at:
@@ -231,7 +239,7 @@ def _timed(steps: Iterator[None], tenant: Tenant, span: _Span) -> Track:
             at = now()
         # What was missed while it waited is not made up for: a batch that came late is late.
         due_ns = max(due_ns + period_ns, at - period_ns)
-        if at >= span.end_ns:
+        if at >= end_ns or at >= play_end_ns.value:
             break
         began.append(at)
         try:
