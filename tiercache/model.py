@@ -83,6 +83,17 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float
 
 
+class BackendWait(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests on behalf of one identity ("" for nobody's) that wait at one limit of an origin, or
+    for a place in flight at an endpoint: ``bucket`` is "s3://bucket get" or "endpoint:NAME in
+    flight". The first of them has waited for ``longest_s``."""
+
+    identity: str
+    bucket: str
+    waiting: int
+    longest_s: float
+
+
 class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
     """One object version as its origin describes it.
 

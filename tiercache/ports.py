@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from tiercache.errors import OriginUnavailable
-from tiercache.model import BackendStatus, EndpointStatus, ObjectInfo
+from tiercache.model import BackendStatus, BackendWait, EndpointStatus, ObjectInfo
 from tiercache.policy.qos import BackendPlan
 
 Buffer = bytes | bytearray | memoryview
@@ -194,6 +194,10 @@ class Endpoints(Protocol):
 
     def limits(self) -> Sequence[BackendStatus]:
         """Return every limit that is configured or has met a request."""
+        ...
+
+    def waits(self) -> Sequence[BackendWait]:
+        """Return who waits to send requests, and at which limit."""
         ...
 
 

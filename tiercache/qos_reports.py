@@ -111,10 +111,11 @@ class IdentityUse(msgspec.Struct, frozen=True, kw_only=True):
     """What one identity does at the moment, and has done since the agent started.
 
     ``rates`` are of about the last second; ``share`` (0–1) the greatest part of what the node has
-    of any resource. ``waiting`` processes and jobs wait, the longest for ``waiting_s``, on
-    ``bound_by``: "limit read" (its own), "class operations", "node read", "in flight", "" where
-    nobody waits. Counters: ``waits`` waits that took ``waited_s`` together, ``throttled`` given
-    up after max_wait, and bytes and operations charged.
+    of any resource. ``waiting`` processes and jobs wait, or requests at a backend, the longest for
+    ``waiting_s``, on ``bound_by``: "limit read" (its own), "class operations", "node read",
+    "in flight", "s3://bucket get" (a backend's), "" where nobody waits. Counters: ``waits`` waits
+    that took ``waited_s`` together, ``throttled`` given up after max_wait, and bytes and
+    operations charged.
     """
 
     identity: str

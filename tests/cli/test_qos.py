@@ -216,13 +216,13 @@ def test_show(busy: Node) -> None:
 
 def test_values_are_set_over_the_policy(busy: Node) -> None:
     before = busy.show().generation
-    ran = busy.ok("set", "training", "read.limit=200MB/s", "in_flight=3")
-    assert "200MB/s" in ran.out and "is in force" in ran.err
+    ran = busy.ok("set", "training", "read.limit=600MB/s", "in_flight=3")
+    assert "600MB/s" in ran.out and "is in force" in ran.err
     told = busy.show()
     assert told.generation > before
-    assert told.identities[0].shares.read.limit == 2e8 and told.identities[0].in_flight == 3
+    assert told.identities[0].shares.read.limit == 6e8 and told.identities[0].in_flight == 3
     assert [(one.key, one.value, one.left_s) for one in told.overrides] == [
-        ("read.limit", "200MB/s", None),
+        ("read.limit", "600MB/s", None),
         ("in_flight", "3", None),
     ]
     busy.ok("unset", "training", "in_flight")
@@ -235,7 +235,7 @@ def test_values_are_set_over_the_policy(busy: Node) -> None:
 
 
 def test_what_is_set_for_a_while_ends_by_itself(busy: Node) -> None:
-    busy.ok("set", "training", "read.limit=200MB/s", "--for", "700ms")
+    busy.ok("set", "training", "read.limit=600MB/s", "--for", "700ms")
     (override,) = busy.show().overrides
     assert override.left_s is not None and 0 < override.left_s <= 0.7
     wait_for(lambda: not busy.show().overrides)
@@ -317,6 +317,22 @@ def _use(node: Node, identity: str) -> IdentityUse:
     return next(one for one in told.identities if one.identity == identity)
 
 
+def test_top_tells_who_waits_at_a_backend(busy: Node) -> None:
+    assert busy.apply(POLICY.replace("get = 500", "get = 2")).code == 0
+    assert busy.ns is not None
+    for number in range(40):
+        (busy.root / "origin" / f"{number}.bin").write_bytes(bytes(2 * MIB))
+    job = busy.ns.prefetch("/m")
+    try:
+        wait_for(lambda: _use(busy, "people").bound_by == "file:// get")
+        use = _use(busy, "people")
+        assert use.waiting >= 1 and use.waiting_s > 0
+        assert "on: file:// get" in busy.ok("explain", "people", "/m/1.bin").out
+    finally:
+        job.cancel()
+    wait_for(lambda: not _use(busy, "people").waiting)
+
+
 @contextmanager
 def spawned(node: Node, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run a command beside the test; whatever happens, it is gone in the end."""
@@ -343,7 +359,7 @@ def test_top_goes_on_until_it_is_interrupted(busy: Node) -> None:
 
 
 def test_every_change_is_in_the_audit_log(busy: Node) -> None:
-    busy.ok("set", "training", "read.limit=200MB/s", "--for", "1h")
+    busy.ok("set", "training", "read.limit=600MB/s", "--for", "1h")
     busy.ok("apply", str(busy.policy), "--dry-run")
     busy.ok("unset", "training")
     assert busy.apply(BROKEN).code == 4

@@ -22,6 +22,7 @@ from tiercache.agent.qos_answers import (
 )
 from tiercache.config.qos_policy import parse_override, parse_policy
 from tiercache.errors import NotFound
+from tiercache.model import BackendWait
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import Claimant
 from tiercache.policy.qos_rules import Policy
@@ -167,6 +168,11 @@ def test_use_with_the_busiest_first() -> None:
     told = uses((1e9, inf, 1e9), reports, lambda name: counts.get(name, Counts()), held)
     assert [one.share for one in told] == [0.4, 0.1, 0.0]
     assert (told[0].waiting, told[0].bound_by) == (2, "limit read")
+    waits = (BackendWait(identity="c", bucket="s3://b get", waiting=4, longest_s=2.0),)
+    counts["c"] = Counts(backend=waits)
+    told = uses((1e9, inf, inf), reports, lambda name: counts.get(name, Counts()), held)
+    late = next(one for one in told if one.identity == "c")
+    assert (late.waiting, late.waiting_s, late.bound_by) == (4, 2.0, "s3://b get")
     assert uses((inf, inf, inf), [], lambda name: Counts(), held) == ()
     idle = uses((0.0, inf, inf), [report("a", 0.0)], lambda name: Counts(), held)
     assert idle[0].share == 0.0

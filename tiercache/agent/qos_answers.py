@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from math import inf, isinf
 
 from tiercache.errors import NotFound
+from tiercache.model import BackendWait
 from tiercache.policy.accounts import LIMIT_BURST_S
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import (
@@ -180,7 +181,8 @@ def next_change_s(force: InForce) -> float | None:
 @dataclass(slots=True, kw_only=True)
 class Counts:
     """What was charged to one identity since the agent started, and how it waited; how many of
-    its processes and jobs there are, and whether they wait for their cap in flight."""
+    its processes and jobs there are, and whether they wait for their cap in flight; ``backend`` is
+    what its requests wait for behind the agent."""
 
     processes: int = 0
     waits: int = 0
@@ -190,6 +192,7 @@ class Counts:
     written_bytes: int = 0
     operations: int = 0
     is_full: bool = False
+    backend: tuple[BackendWait, ...] = ()
 
 
 def uses(
@@ -232,9 +235,9 @@ def _use(
         processes=counts.processes,
         rates=rates_now(report.used),
         share=share,
-        waiting=report.waiting + counts.is_full,
-        waiting_s=report.longest_wait_s,
-        bound_by="in flight" if counts.is_full else report.binding,
+        waiting=report.waiting + counts.is_full + sum(one.waiting for one in counts.backend),
+        waiting_s=max([report.longest_wait_s, *(one.longest_s for one in counts.backend)]),
+        bound_by=_bound_by(report, counts),
         waits=counts.waits,
         waited_s=counts.waited_s,
         throttled=counts.throttled,
@@ -244,6 +247,13 @@ def _use(
         used_bytes=held[0],
         pinned_bytes=held[1],
     )
+
+
+def _bound_by(report: IdentityReport, counts: Counts) -> str:
+    """Return the bucket that those wait for who have waited the longest."""
+    if counts.backend and counts.backend[0].longest_s > report.longest_wait_s:
+        return counts.backend[0].bucket
+    return "in flight" if counts.is_full else report.binding
 
 
 def buckets(

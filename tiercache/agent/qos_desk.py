@@ -6,7 +6,7 @@ Arguments and answers are ``qos_reports``. Owned by the event loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ from tiercache.agent.qos_answers import (
 from tiercache.agent.quotas import QuotaDesk
 from tiercache.clock import Clock
 from tiercache.errors import AccessDenied, FormatError, NotFound, TiercacheError, Unsupported
-from tiercache.model import BackendStatus
+from tiercache.model import BackendStatus, BackendWait
 from tiercache.policy.qos import Claimant
 from tiercache.qos_reports import (
     Apply,
@@ -58,7 +58,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class QosDesk:
     """Answers questions and makes changes. Set after construction by who knows: ``backends``, the
-    buckets of the origins."""
+    buckets of the origins, and ``waits``, who waits there."""
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class QosDesk:
         self._quotas = quotas
         self.holding: Holding = quotas.holding
         self.backends: Callable[[], tuple[BackendStatus, ...]] = tuple
+        self.waits: Callable[[], Sequence[BackendWait]] = tuple
         # Connections that ask for data, whose claimants "explain" tells of.
         self.accounts: Callable[[], list[Account]] = list
         self._changes: dict[str, Callable[[Account, bytes], Awaitable[Changed]]] = {
@@ -158,9 +159,15 @@ class QosDesk:
         governor, plan = self._governing.governor, self._governing.plan
         if governor is None or plan is None:
             return ()
-        return uses(plan.node, governor.report(), self._counts, self.holding)
+        waits = self.waits()
+        return uses(
+            plan.node,
+            governor.report(),
+            lambda identity: self._counts(identity, waits),
+            self.holding,
+        )
 
-    def _counts(self, identity: str) -> Counts:
+    def _counts(self, identity: str, waits: Sequence[BackendWait]) -> Counts:
         tally = self._governing.admission.tally(identity)
         return Counts(
             processes=self._governing.processes(identity),
@@ -171,6 +178,7 @@ class QosDesk:
             written_bytes=tally.written_bytes,
             operations=tally.operations,
             is_full=self._governing.admission.is_full(identity),
+            backend=tuple(one for one in waits if one.identity == identity),
         )
 
     def _explain(self, asked: Explain) -> Explained:
@@ -218,7 +226,7 @@ class QosDesk:
         place, endpoint = f"{located.origin.url}/{located.key}", endpoint_of(located.origin)
         names = f"endpoint:{endpoint.name}" if endpoint is not None else None
         return tuple(
-            one for one in self.backends() if one.scope == names or place.startswith(one.scope)
+            one for one in self.backends() if one.scope == names or _is_below(place, one.scope)
         )
 
     def status(self) -> dict[str, Any]:
@@ -319,6 +327,11 @@ class QosDesk:
         return self._changed(
             *(f"{one.identity}: {one.what}: {one.recorded} → {one.found}" for one in check.problems)
         )
+
+
+def _is_below(place: str, scope: str) -> bool:
+    """Return whether a URL is at or below the beginning of one, which ends where a name does."""
+    return place == scope or place.startswith(scope if scope.endswith("/") else f"{scope}/")
 
 
 def _arguments(raw: bytes, kind: type[T]) -> T:

@@ -83,6 +83,7 @@ def build_qos(
     )
     desk = QosDesk(governing, policing, calibration, audit, mounts, clock, QuotaDesk(plane))
     desk.backends = lambda: tuple(endpoints.limits())
+    desk.waits = endpoints.waits
 
     def limit(plan: Plan | None) -> None:
         endpoints.limit(() if plan is None else plan.backends)

@@ -20,7 +20,7 @@ from typing import Protocol
 from tiercache import work
 from tiercache.clock import Clock
 from tiercache.errors import OriginThrottled
-from tiercache.model import BackendStatus
+from tiercache.model import BackendStatus, BackendWait
 from tiercache.policy.adaptive import AdaptiveRate
 from tiercache.policy.qos import BackendPlan
 from tiercache.policy.token_bucket import TokenBucket
@@ -189,6 +189,14 @@ class _Lane:
         for bucket in self.bytes:
             bucket.charge(count_bytes, now_s)
 
+    def binding(self, now_s: float) -> str:
+        """Name what its first waits for."""
+        buckets = [*self.requests, *self.bytes]
+        slowest = max(buckets, key=lambda bucket: bucket.delay_s(now_s), default=None)
+        if slowest is not None and slowest.delay_s(now_s) > 0.0 and not self.refuses:
+            return f"{slowest.scope} {slowest.kind}"
+        return f"{ENDPOINT}{self.room.server.name} in flight" if self.room is not None else ""
+
     def count_waiting(self, change: int) -> None:
         for bucket in (*self.requests, *self.bytes):
             bucket.waiting += change
@@ -225,6 +233,8 @@ class _Waiter:
     granted: asyncio.Future[Grant]
     lane: _Lane
     turn: Turn[_Waiter] | None = None
+    identity: str = field(default_factory=lambda: work.current.get().identity)
+    since_s: float = 0.0
 
 
 class Grant:
@@ -458,6 +468,7 @@ class Backends:
 
     def _join(self, waiter: _Waiter, *, priority: int, arrived: int) -> None:
         lane = waiter.lane
+        waiter.since_s = waiter.since_s or self.clock.now()
         waiter.turn = lane.turns.join(waiter, priority=priority, arrived=arrived)
         self._waiting.add(lane)
         lane.count_waiting(1)
@@ -513,6 +524,22 @@ class Backends:
     def report(self) -> list[BackendStatus]:
         """Return every limit that is configured or has met a request."""
         return self.statuses(self._buckets.values())
+
+    def waits(self) -> list[BackendWait]:
+        """Return who waits, and at which limit, the longest first."""
+        now_s = self.clock.now()
+        since: dict[tuple[str, str], list[float]] = {}
+        for lane in self._waiting:
+            bucket = lane.binding(now_s)
+            for turn in lane.turns.all():
+                since.setdefault((turn.item.identity, bucket), []).append(turn.item.since_s)
+        found = [
+            BackendWait(
+                identity=identity, bucket=bucket, waiting=len(all_s), longest_s=now_s - min(all_s)
+            )
+            for (identity, bucket), all_s in since.items()
+        ]
+        return sorted(found, key=lambda one: -one.longest_s)
 
     def statuses(self, buckets: Iterable[_Bucket]) -> list[BackendStatus]:
         """Return these that have something to tell, by scope and kind."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from tiercache.clock import Clock
 from tiercache.errors import OriginThrottled, OriginUnavailable, TiercacheError
-from tiercache.model import BackendStatus, EndpointState, EndpointStatus, ObjectInfo
+from tiercache.model import BackendStatus, BackendWait, EndpointState, EndpointStatus, ObjectInfo
 from tiercache.origins.backend import Backends
 from tiercache.origins.counters import Throughput
 from tiercache.policy import breaker
@@ -378,3 +378,7 @@ class Endpoints:
     def limits(self) -> list[BackendStatus]:
         """Return every limit that is configured or has met a request."""
         return self.backends.report()
+
+    def waits(self) -> list[BackendWait]:
+        """Return who waits to send requests, and at which limit."""
+        return self.backends.waits()
