@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Cli
 from tiercache.cli.exits import ExitCode
 from tiercache.cli.program import run
 from tiercache.config.qos_json_schema import json_schema
@@ -162,3 +164,20 @@ def test_against_the_policy_in_force_without_an_agent(
 ) -> None:
     assert run(["--cache-dir", str(tmp_path / "c"), "qos", "diff", good]) == ExitCode.NOT_FOUND
     assert "no agent runs" in capsys.readouterr().err
+
+
+def test_against_the_policy_in_force(
+    good: str, tmp_path: Path, make_cli: Callable[[str], Cli]
+) -> None:
+    cli = make_cli(
+        f'[cache]\ndir = "{tmp_path}/cache"\ncapacity = "64MiB"\n'
+        f'[agent]\nidle_timeout = "30s"\n[qos]\npolicy = "{good}"\n'
+    )
+    assert cli("agent", "start").code == ExitCode.OK
+    assert cli("qos", "diff", good).code == ExitCode.OK
+    other = tmp_path / "other.toml"
+    other.write_text(GOOD.replace("@users", "@staff"))
+    ended = cli("qos", "diff", str(other))
+    assert ended.code == ExitCode.FAILED
+    assert ended.lines == ['identity[interactive].claim: ["@users"] → ["@staff"]']
+    assert ended.err == "1 change\n"

@@ -95,7 +95,7 @@ def diff(
     else:
         for line in map(str, changes):
             out(line)
-        say(f"{len(changes)} changes")
+        say(f"{len(changes)} change{'' if len(changes) == 1 else 's'}")
     return ExitCode.FAILED if changes else ExitCode.OK
 
 

@@ -15,7 +15,7 @@ _INTRODUCTION = """\
 tiercache/config/qos_schema.py, qos_profiles.py or qos_page.py instead. -->
 
 Every key of a policy file. What the shares mean, how to choose them and what is enforced stands in
-`docs/qos.md`; a complete file is [examples/qos.toml](examples/qos.toml), the JSON Schema
+[qos.md](qos.md); a complete file is [examples/qos.toml](examples/qos.toml), the JSON Schema
 [qos-policy.schema.json](qos-policy.schema.json) (`tiercache qos check --schema`). The same tables
 as JSON are a policy too.
 
