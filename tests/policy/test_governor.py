@@ -104,6 +104,27 @@ def test_a_debt_outlives_a_change_of_the_plan() -> None:
     assert governor.grant(payer)[0] > 0
 
 
+def test_who_is_alone_is_granted_all_that_the_node_has() -> None:
+    governor = Governor(plan(identity("a"), identity("b"), node=(100 * MB, inf, inf)), 0.0)
+    payer = governor.join("a")
+    governor.join("b")
+    governor.used(payer, READ_64K)
+    governor.turn(0.01)
+    assert governor.grant(payer)[0] > 0.1 * 100 * MB
+
+
+def test_who_stops_taking_its_grants_does_not_keep_them_from_others() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
+    stopped, other = governor.join("a"), governor.join("a")
+    governor.wants(stopped, READ_64K, 0.0)
+    for turn in range(1, 20):
+        governor.turn(turn / 100)
+    governor.wants(other, READ_64K, 0.2)
+    governor.turn(0.2)
+    assert governor.grant(other)[0] > 0
+    assert governor.grant(stopped)[0] > 0
+
+
 def test_the_report_names_the_bucket_that_binds() -> None:
     governor = Governor(
         plan(

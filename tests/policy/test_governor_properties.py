@@ -84,7 +84,7 @@ late_turns = st.sampled_from((Turns(), Turns(jitter_s=0.01), Turns(late_share=0.
 
 @given(st.data(), plans(), late_turns, st.integers(0, 2**32))
 # No shrinking: a simulation takes a tenth of a second, and its seed reproduces it.
-@settings(max_examples=60, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=40, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_all_claims_hold(data: st.DataObject, plan: Plan, turns: Turns, seed: int) -> None:
     names = [identity.name for identity in plan.identities]
     drawn = data.draw(st.lists(loads(names), min_size=1, max_size=8))

@@ -187,3 +187,27 @@ def test_a_class_is_bounded_and_shared_by_weight(turns: Turns, seed: int) -> Non
     assert read["a"] + read["b"] == pytest.approx(90 * MB, rel=0.03)
     assert read["a"] / read["b"] == pytest.approx(2, rel=0.1)
     assert read["c"] == pytest.approx(410 * MB, rel=0.05)
+
+
+def test_classes_of_one_priority_are_shared_by_their_weights(turns: Turns, seed: int) -> None:
+    heavy = ClassPlan(name="heavy", shares=(Share(weight=3.0), Share(), Share()))
+    shares = plan(identity("a", class_name="heavy"), identity("b"), identity("c"), classes=(heavy,))
+    simulation = run(shares, greedy("a") + greedy("b", 3) + greedy("c"), turns, seed)
+    read = {name: settled(simulation, name)[0] for name in "abc"}
+    assert read["a"] / (read["b"] + read["c"]) == pytest.approx(3, rel=0.1)
+    assert read["b"] == pytest.approx(read["c"], rel=0.1)
+
+
+def test_what_is_reserved_for_a_class_goes_to_it_before_those_above(
+    turns: Turns, seed: int
+) -> None:
+    low = ClassPlan(name="low", priority=-5, shares=(Share(reserve=100 * MB), Share(), Share()))
+    shares = plan(
+        identity("a", class_name="low"),
+        identity("b", class_name="low"),
+        identity("c"),
+        classes=(low,),
+    )
+    simulation = run(shares, greedy("a") + greedy("b", 3) + greedy("c", 2), turns, seed)
+    for found in (settled(simulation, "a")[0], settled(simulation, "b")[0]):
+        assert found == pytest.approx(50 * MB, rel=0.05)

@@ -253,6 +253,10 @@ class Identity:
         for resource in set(RESOURCES).difference(self.rationed):
             self.accounts[resource].balance = 0.0
 
+    def refill(self, now_s: float) -> None:
+        for resource in self.rationed:
+            self.accounts[resource].refill(now_s)
+
     def adopt(self, gone: Identity) -> None:
         """Take over the payers and the debts of an identity that is no more."""
         for payer in gone.payers.values():

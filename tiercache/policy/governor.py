@@ -48,6 +48,8 @@ FLOOR_SHARE_RESERVED = 0.02
 IDLE_S = 0.5
 # One token admits one operation.
 ONE = 1.0
+# A burst of 0.1 s holds what was granted before a turn and what came in since, up to half of it.
+LONG_TURN_S = 0.02
 # A turn is never taken as shorter than this: rates are divided by it.
 SHORTEST_TURN_S = 1e-4
 
@@ -177,12 +179,21 @@ class Governor:
         self._used_s = self._now_s
 
     def _charge_all(self, now_s: float) -> None:
+        """Charge what was used since the last turn: as if just now, which is safe, for a bucket
+        that was full meanwhile took nothing in. After a long turn that would take a bucket's whole
+        burst from those who used theirs at once and have waited since; they are charged as of
+        then."""
+        used, self._used = self._used, []
+        if now_s - self._now_s > LONG_TURN_S:
+            waited = [one for one in used if one[0].want is not None]
+            used = [one for one in used if one[0].want is None]
+            for who, amounts in sorted(waited, key=lambda one: one[0].since_s):
+                who.identity.refill(min(now_s, max(who.since_s, self._now_s)))
+                self._charge(who, amounts)
         for identity in self._active.values():
-            for resource in identity.rationed:
-                identity.accounts[resource].refill(now_s)
-        for who, amounts in self._used:
+            identity.refill(now_s)
+        for who, amounts in used:
             self._charge(who, amounts)
-        self._used.clear()
 
     def wants(self, payer: int, amounts: Rates, since_s: float) -> None:
         """The payer waits for an operation of ``amounts``; all zeros: it waits no more."""
@@ -239,8 +250,9 @@ class Governor:
     def turn(self, now_s: float) -> None:
         """Divide what there is now. Takes time by those who are active, not by who is idle."""
         passed_s = max(now_s - self._now_s, SHORTEST_TURN_S)
-        self._now_s = max(now_s, self._now_s)
-        self._charge_all(self._now_s)
+        now_s = max(now_s, self._now_s)
+        self._charge_all(now_s)
+        self._now_s = now_s
         active = list(self._active.values())
         for identity in active:
             identity.measure(passed_s)

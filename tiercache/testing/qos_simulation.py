@@ -70,6 +70,10 @@ class Turns:
     late_s: float = 0.09
     lag: bool = False
 
+    @property
+    def longest_s(self) -> float:
+        return self.every_s + self.jitter_s + (self.late_s if self.late_share else 0.0)
+
 
 @dataclass(slots=True)
 class Bin:
@@ -283,16 +287,18 @@ class Simulation:
             return False
         if self.turns.lag and process.lagging[:2] != (process.told[0], process.told[1]):
             return False
-        return process.cursor_s > self.now_s or not process.is_on
+        return self._wakes_s(process) > self.now_s + self.turns.longest_s
+
+    def _wakes_s(self, process: Process) -> float:
+        """Return when a process that does not wait does something next."""
+        if not process.is_on:
+            return max(process.cursor_s, process.phase_end_s)
+        return max(process.cursor_s, process.next_s) if process.load.gap_s else process.cursor_s
 
     def _sleep(self, process: Process) -> None:
         del self._awake[process.number]
-        wakes_s = process.cursor_s
-        if process.load.gap_s:
-            wakes_s = max(wakes_s, process.next_s)
-        if not process.is_on:
-            wakes_s = max(wakes_s, process.phase_end_s)
-        self.at(wakes_s, lambda: self._rouse(process))
+        # At the turn before, which lasts until then.
+        self.at(self._wakes_s(process) - self.turns.longest_s, lambda: self._rouse(process))
 
     def _rouse(self, process: Process) -> None:
         if process.number in self.processes:
