@@ -107,7 +107,6 @@ def test_a_debt_outlives_a_change_of_the_plan() -> None:
 def test_who_is_alone_is_granted_all_that_the_node_has() -> None:
     governor = Governor(plan(identity("a"), identity("b"), node=(100 * MB, inf, inf)), 0.0)
     payer = governor.join("a")
-    governor.join("b")
     governor.used(payer, READ_64K)
     governor.turn(0.01)
     assert governor.grant(payer)[0] > 0.1 * 100 * MB
