@@ -17,6 +17,8 @@ from tiercache.qos_reports import (
     Changed,
     Explain,
     Explained,
+    QuotaCheck,
+    Quotas,
     SetValues,
     Show,
     Top,
@@ -83,6 +85,18 @@ class Qos:
         """Measure what the node delivers, which "auto" in a policy stands for. Takes some seconds
         and reads and writes in the cache directory as fast as it can."""
         return self._ask(wire.QosChange("calibrate"), Changed)
+
+    def quotas(self) -> Quotas:
+        """Return what each identity holds of the cache, and its bounds."""
+        return self._ask(wire.QosQuery("quotas"), Quotas)
+
+    def check_quotas(self) -> QuotaCheck:
+        """Hold what identities are charged against index and device."""
+        return self._ask(wire.QosQuery("quota-check"), QuotaCheck)
+
+    def repair_quotas(self) -> Changed:
+        """Make what identities are charged agree with the device."""
+        return self._ask(wire.QosChange("quota-repair"), Changed)
 
     def _change(self, what: str, arguments: msgspec.Struct, kind: type[T]) -> T:
         return self._ask(wire.QosChange(what, msgspec.json.encode(arguments)), kind)

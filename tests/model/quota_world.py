@@ -301,7 +301,7 @@ class World:
     async def keep_looking(self) -> None:
         while True:
             self.look()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)  # a look costs that much
 
     async def check_still(self) -> None:
         """Hold ledger, device and index against one another while nothing happens."""

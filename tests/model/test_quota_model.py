@@ -13,7 +13,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -157,6 +158,27 @@ QuotaMachine.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=25,
     deadline=None,
+    # An example takes a second: to shrink one would take longer than any time-out.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
 TestQuotas = QuotaMachine.TestCase
+
+
+@pytest.mark.parametrize(("short", "kept"), [(0, True), (1, False)])
+def test_a_bound_is_kept_to_the_block(tmp_path: Path, short: int, kept: bool) -> None:
+    """An object of 300 KiB and a byte takes a block for the byte, and lies in five extents."""
+    size = 300 * KIB + 1
+    bound = 300 * KIB + 4096 + 5 * 8192 - short
+
+    async def run() -> None:
+        world = World(tmp_path, {"one": size}, capacity_bytes=CAPACITY_BYTES)
+        world.capacities = {"ann": Capacity(max_bytes=bound)}
+        await world.start()
+        await world.read("ann", "one", 0, size)
+        await world.check_still()
+        assert (world.live()["ann"] == bound) is kept
+        assert (world.plane.space.books.refusals_of("ann").denied == 0) is kept
+        await world.end(crash=False)
+
+    asyncio.run(run())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,9 +21,10 @@ from tiercache.agent.extent_state import PACK_SLOTS
 from tiercache.agent.space import EXTENT_OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES
 from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
+from tiercache.policy.qos import DEFAULT_IDENTITY
 from tiercache.ports import ExtentDirectory, ExtentReader, ExtentStore, IndexReader
 from tiercache.ports import IndexStore as Store
-from tiercache.records import BITMAP_BYTES, ExtentRecord, ObjectRecord
+from tiercache.records import BITMAP_BYTES, ExtentRecord, ObjectRecord, QuotaRecord
 
 # One snapshot of the index is held for so many records: long-lived ones make LMDB grow.
 SCAN_RECORDS = 512
@@ -363,6 +364,7 @@ class _Checker:
         """Check extents, chunks and members against the objects and against the ``files`` on
         disk (allocated bytes by id). Returns what a ledger charges for the extents."""
         slots: dict[int, int] = {}
+        sums: dict[str, tuple[int, int]] = {}
         packs: set[int] = set()
         charged, orphans = 0, dict(files)
         for key, raw in self.scan(b"x"):
@@ -381,6 +383,9 @@ class _Checker:
                 self.batch[key] = None
             else:
                 charged += allocated + EXTENT_OVERHEAD_BYTES
+                whose = record.identity or DEFAULT_IDENTITY
+                used, count = sums.get(whose, (0, 0))
+                sums[whose] = used + allocated + EXTENT_OVERHEAD_BYTES, count + 1
             self._slots(slots, extent_id, record)
             if not record.is_pack and not self._is_wanted(extent_id, record):
                 self._unreferenced(key, extent_id)
@@ -391,6 +396,7 @@ class _Checker:
             self.discard.add(extent_id)
         self._chunks()
         self._members(packs)
+        self._quotas(sums)
         return charged
 
     def _slots(self, slots: dict[int, int], extent_id: int, record: ExtentRecord) -> None:
@@ -435,6 +441,32 @@ class _Checker:
                 subject = f"member of extent {extent_id:016x}"
                 self.note("unused-member", subject, message, corruption=False)
                 self.batch[key] = None
+
+    def _quotas(self, sums: Mapping[str, tuple[int, int]]) -> None:
+        """Hold what is recorded of each identity against its extents. A killed agent leaves sums
+        behind that the next one makes right."""
+        recorded: dict[str, QuotaRecord] = {}
+        for key, raw in self.scan(b"u"):
+            try:
+                record = records.decode_quota(raw)
+            except UNREADABLE as error:
+                self.note("record", f"quota {key[1:].hex()}", f"cannot be read: {error}")
+                self.batch[key] = None
+                continue
+            recorded[record.identity] = record
+        for identity in sorted(recorded.keys() | sums.keys()) if recorded else ():
+            said = recorded.get(identity, QuotaRecord(identity, 0, 0, 0))
+            used, count = sums.get(identity, (0, 0))
+            if (said.used_bytes, said.extents) == (used, count):
+                continue
+            message = (
+                f"recorded are {said.used_bytes} bytes in {said.extents} extents, there are "
+                f"{used} in {count}"
+            )
+            self.note("quota", f"identity {identity}", message, corruption=False)
+            right = QuotaRecord(identity, used, min(said.pinned_bytes, used), count)
+            key = records.quota_key(identity)
+            self.batch[key] = records.encode(right) if count else None
 
     def listings(self) -> None:
         """Check that every listing has all its parts."""

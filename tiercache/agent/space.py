@@ -385,7 +385,13 @@ class Space:
         for extent_id in self._probation.advance(reserved):
             # The marks of announced extents tell where their reader stands.
             if extent_id in self.live and not self.victims.orders:
-                self.clear_visited(self.live[extent_id])
+                self._end_probation(self.live[extent_id])
+
+    def _end_probation(self, state: ExtentState) -> None:
+        """Forget what an extent was read while it was new, but for what others read of it."""
+        reader = self.victims.reader_of(0 if state.is_pack else self._state.visited_by(state.slot))
+        if reader in (NOBODY, state.identity):
+            self.clear_visited(state)
 
     # -- whose it is ------------------------------------------------------------------------
 

@@ -73,6 +73,11 @@ QOS = {
     "calibrate": Command("qos_change:calibrate", "Measure what the node delivers."),
     "audit": Command("qos_audit:audit", "Print who changed what, and who was denied."),
 }
+QUOTA = {
+    "ls": Command("quota:ls", "Show what each identity holds of the cache, and may."),
+    "set": Command("quota:set_", "Override bounds of an identity, also for a while."),
+    "check": Command("quota:check", "Hold the sums against index and device; repair them."),
+}
 SNAPSHOT = {
     "create": Command("snapshot:create", "Freeze names and versions below paths."),
     "ls": Command("snapshot:ls", "List the snapshots."),
@@ -99,6 +104,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "invalidate": Command("residency:invalidate", "Forget how fresh names are."),
     "autarky": ("Prepare for outages.", AUTARKY),
     "qos": ("Check, show and change the QoS policy.", QOS),
+    "quota": ("Show, set and check what identities hold of the cache.", QUOTA),
     "status": Command("status:status", "Show cache, mounts, origins, jobs and clients."),
     "agent": ("Run, start, stop and watch the agent.", AGENT),
     "mount": Command("mount:mount", "Show the mounts and whether their origins answer."),

@@ -73,12 +73,12 @@ def set_(
     """Override values of an identity, all or none, until unset or for a while; the policy itself
     stays as it is. KEY is read.limit, operations.weight, in_flight, max_wait, capacity.max …"""
     with session.namespace(ctx) as namespace:
-        changed = namespace.qos.set(identity, _parsed(values), for_s=_seconds(for_))
+        changed = namespace.qos.set(identity, parsed_values(values), for_s=seconds_of(for_))
     print_changed(changed, as_document=as_document)
     return ExitCode.OK
 
 
-def _parsed(values: list[str]) -> dict[str, str]:
+def parsed_values(values: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in values:
         key, sign, value = text.partition("=")
@@ -90,7 +90,7 @@ def _parsed(values: list[str]) -> dict[str, str]:
     return found
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds_of(text: str | None) -> float | None:
     if text is None:
         return None
     try:

@@ -36,6 +36,8 @@ class Sieve:
         self._older: dict[int, int] = {0: 0}
         self._newer: dict[int, int] = {0: 0}
         self._hand = 0
+        # How often the hand has begun at the oldest.
+        self.rounds = 0
 
     def __len__(self) -> int:
         return len(self._older) - 1
@@ -101,7 +103,10 @@ class Sieve:
 
     def step(self) -> int:
         """Move the hand past the next entry and return it, 0 where there is none."""
-        entry = self._hand or self._newer[0]
+        if not self._hand:
+            self.rounds += 1
+            self._hand = self._newer[0]
+        entry = self._hand
         self._hand = self._newer[entry]
         return entry
 

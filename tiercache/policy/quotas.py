@@ -147,7 +147,9 @@ class Queues:
         self._queues: dict[str, Sieve] = {}
         self._number: dict[int, int] = {}
         self._next_number = 1
-        self._at = 0
+        # Where the one hand stands: round and number. A queue's own rounds count from its base.
+        self._at = (0, 0)
+        self._base: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._number)
@@ -159,6 +161,7 @@ class Queues:
         queue = self._queues.get(identity)
         if queue is None:
             queue = self._queues[identity] = Sieve()
+            self._base[identity] = self._at[0] - 1
         return queue
 
     def identities(self) -> list[str]:
@@ -195,23 +198,38 @@ class Queues:
     def regroup(self, group_of: Callable[[int], str]) -> None:
         """Distribute all entries anew, in the order of their coming."""
         entries = [entry for _, entry in sorted((n, entry) for entry, n in self._number.items())]
-        self._queues, self._number, self._at = {}, {}, 0
+        self._queues, self._number, self._base, self._at = {}, {}, {}, (0, 0)
         for entry in entries:
             self.insert(entry, group_of(entry))
 
     def nearest(self, identities: Collection[str]) -> str:
         """Return whose entry the one hand comes to next, and move it there. ``identities`` are some
         that have entries."""
-        if len(identities) == 1:
-            return next(iter(identities))
-
-        def distance(identity: str) -> tuple[bool, int]:
-            number = self._number[self.of(identity).next]
-            return number < self._at, number
-
-        chosen = min(identities, key=distance)
-        self._at = self._number[self.of(chosen).next]
+        places = {identity: self._place(identity) for identity in identities}
+        chosen = min(places, key=lambda identity: places[identity])
+        self._at = places[chosen]
         return chosen
+
+    def _place(self, identity: str) -> tuple[int, int]:
+        """Return where the hand of an identity stands; one that was left behind, while its
+        identity might give nothing, is brought up first."""
+        queue, numbers = self._queues[identity], self._number
+        place = self._standing(identity)
+        if place >= self._at:
+            return place
+        self._base[identity] += self._at[0] - place[0]
+        for _ in range(len(queue)):
+            if numbers[queue.next] >= self._at[1]:
+                break
+            queue.step()
+            if not queue.hand:
+                break  # the rest of its round is behind
+        return self._standing(identity)
+
+    def _standing(self, identity: str) -> tuple[int, int]:
+        queue = self._queues[identity]
+        rounds = queue.rounds + (0 if queue.hand else 1)
+        return rounds + self._base[identity], self._number[queue.next]
 
     def sample(self, identities: Collection[str], count: int) -> Iterator[int]:
         """Yield up to ``count`` entries of these, from each as its share of them is."""
