@@ -175,6 +175,17 @@ async def test_a_process_that_leaves_is_forgotten() -> None:
         await b.request(account(7))
 
 
+async def test_who_is_let_in_and_gone_in_the_same_moment_leaves_its_place() -> None:
+    gate = Gate(1)
+    await gate.enter(account(), 0.0)
+    next_one = asyncio.create_task(gate.enter(account(), 0.0))
+    await asyncio.sleep(0)
+    gate.leave()  # lets it in
+    next_one.cancel()
+    await asyncio.gather(next_one, return_exceptions=True)
+    assert (gate.inside, gate.is_open) == (0, True)
+
+
 def steps() -> st.SearchStrategy[list[tuple[str, int]]]:
     return st.lists(
         st.tuples(st.sampled_from(["come", "cancel", "leave", "limit", "gone"]), st.integers(0, 9)),

@@ -122,8 +122,8 @@ def test_what_a_client_stores_is_taken_with_care(file: LeaseFileWriter) -> None:
     clock, seats = FakeClock(), Seats(file)
     governor = Governor(plan_of("liar", "honest"), clock.now())
     liar = seats.take(governor, 1, "liar")
-    honest = seats.take(governor, 2, "honest")
-    assert liar is not None and honest is not None
+    honest, mate = seats.take(governor, 2, "honest"), seats.take(governor, 3, "liar")
+    assert liar is not None and honest is not None and mate is not None
     theirs = file.slots[liar.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
     mine = file.slots[honest.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
     for value in (0, 1, words.UNLIMITED, words.UNLIMITED - 1, 1 << 63, 5, 0):
@@ -136,6 +136,8 @@ def test_what_a_client_stores_is_taken_with_care(file: LeaseFileWriter) -> None:
             seats.publish(governor, shares=True)
             mine[words.USED_READ] += 100
     assert mine[words.GRANT_READ] > mine[words.USED_READ]
+    mates = file.slots[mate.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+    assert mates[words.GRANT_READ] > 0  # nor does it ruin its own identity
     assert theirs[words.OWNER] == liar.owner  # it cannot give its slot away
     report = {one.name: one for one in governor.report()}
     assert report["honest"].levels[0] > 0
