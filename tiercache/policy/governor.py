@@ -132,7 +132,11 @@ class Governor:
         for identity_plan in plan.identities:
             group = self._groups.get(identity_plan.class_name) or self._groups[DEFAULT_CLASS]
             self._identities[identity_plan.name].change(identity_plan, group, self._node, now_s)
-        self._active = dict(self._identities)
+        self._active = {
+            identity.plan.name: identity
+            for identity in self._identities.values()
+            if any(account.balance for account in identity.accounts)
+        }
 
     def join(self, identity: str) -> int:
         """Return the number of a new payer of ``identity``, or of the default if there is none. It
