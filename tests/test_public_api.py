@@ -16,6 +16,7 @@ from tiercache.fs import TierCacheFileSystem
 from tiercache.model import Entry, FileExtent, JobProgress, Stat
 from tiercache.namespace import Namespace
 from tiercache.qos import Qos
+from tiercache.qos_reports import Changed, Explained, IdentityUse, Show, Top
 from tiercache.snapshots import Snapshot, Snapshots
 
 GOLDEN = Path(__file__).with_name("public_api.json")
@@ -52,7 +53,10 @@ def listing() -> dict[str, object]:
         "errors": {name: lineage(cls) for name, cls in sorted(errors.BY_NAME.items())},
         "values": {
             cls.__name__: list(cls.__struct_fields__)
-            for cls in (Entry, FileExtent, JobProgress, Stat)
+            for cls in (
+                *(Entry, FileExtent, JobProgress, Stat),
+                *(Show, Top, IdentityUse, Explained, Changed),
+            )
         },
     }
 

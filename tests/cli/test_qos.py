@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -209,6 +210,28 @@ def test_show(busy: Node) -> None:
     text = busy.ok("show").out
     for part in ("generation", "training", "500 MB/s", "64.0 MiB", "00:00-24:00", f"user '{USER}'"):
         assert part in text
+
+
+@pytest.mark.parametrize(("answer", "code", "generation"), [("y", 0, 1), ("n", 130, 0)])
+def test_a_terminal_is_asked(node: Node, answer: str, code: int, generation: int) -> None:
+    node.start()
+    node.policy.write_text(POLICY)
+    command = [sys.executable, "-m", "tiercache", "--config", str(node.config), "qos", "apply"]
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover
+        os.execv(sys.executable, [*command, str(node.policy)])
+    try:
+        os.write(terminal, f"{answer}\n".encode())
+        said = b""
+        with suppress(OSError):  # the end of a terminal
+            while data := os.read(terminal, 4096):
+                said += data
+    finally:
+        os.close(terminal)
+        status = os.waitpid(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == code, said
+    assert b"Put it into force?" in said
+    assert node.show().generation == generation
 
 
 # -- set and unset --------------------------------------------------------------------------

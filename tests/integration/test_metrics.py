@@ -9,10 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fault.cache_rig import wait_for
 from tiercache.agent.qos_metrics import Labels, metrics
 from tiercache.namespace import connect
 from tiercache.qos_reports import IdentityUse
-from tiercache.settings import AgentSettings, CacheSettings, MountSettings, Settings, TotalBytes
+from tiercache.settings import (
+    AgentSettings,
+    CacheSettings,
+    MountSettings,
+    QosSettings,
+    Settings,
+    TotalBytes,
+)
 
 
 @pytest.fixture
@@ -54,6 +62,41 @@ def test_counters_are_those_of_status(settings: Settings) -> None:
     origin = status["origins"][0]
     label = f'{{method="get",origin="{origin["url"]}"}}'
     assert metrics[f"tiercache_origin_requests_total{label}"] == origin["requests"]["get"] == 1
+
+
+POLICY = """
+version = 1
+[[identity]]
+name = "job"
+match = { name = "job" }
+capacity = { max = "32MiB" }
+[[backend]]
+origin = "file://"
+get = 100
+"""
+
+
+def test_counters_by_identity_are_those_of_status(settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, qos=QosSettings(name="job"))
+    with connect(settings, embedded=True) as namespace:
+        assert scrape(settings)["tiercache_qos_generation"] == 0
+        generation = namespace.qos.apply(POLICY).generation
+        namespace.read("/data/a.bin")
+        namespace.write("/data/b.bin", b"b" * 5000)
+        wait_for(lambda: namespace.status()["qos"]["identities"][0]["written_bytes"] == 5000)
+        told = namespace.status()["qos"]
+        metrics = scrape(settings)
+    job = next(one for one in told["identities"] if one["identity"] == "job")
+    assert job["read_bytes"] == 200_000 and job["operations"] >= 2
+    assert metrics["tiercache_qos_generation"] == told["generation"] == generation
+    label = 'identity="job"'
+    assert metrics[f'tiercache_qos_bytes_total{{direction="read",{label}}}'] == 200_000
+    assert metrics[f'tiercache_qos_bytes_total{{direction="write",{label}}}'] == 5000
+    assert metrics[f"tiercache_qos_operations_total{{{label}}}"] == job["operations"]
+    assert metrics[f"tiercache_qos_used_bytes{{{label}}}"] == job["used_bytes"] > 0
+    backend = '{backend="file://",resource="get"}'
+    assert metrics[f"tiercache_qos_backend_limit{backend}"] == 100
+    assert metrics[f"tiercache_qos_backend_rate{backend}"] == 100
 
 
 @pytest.mark.parametrize(

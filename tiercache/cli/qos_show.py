@@ -35,7 +35,7 @@ def show(
         import msgspec
 
         out_json(msgspec.to_builtins(told))
-    elif text:
+    elif text and told.generation:
         out(told.text.rstrip("\n"))
     else:
         _print(told)
