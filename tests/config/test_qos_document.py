@@ -62,6 +62,8 @@ VALIDATOR = jsonschema.Draft202012Validator(json_schema())
         "version = 1e400",
         'version = 1\n"a\\nb\\u001b" = 1',
         '{"version": 1, "version": 1}',
+        '{"a\\u001b": 1, "a\\u001b": 1}',
+        f"version = 1\n{'k' * 100_000} = 1",
         '{"version": 1',
         '{"version": 1}}',
         '{"version": NaN}',

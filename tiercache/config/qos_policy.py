@@ -19,7 +19,7 @@ from tiercache.config.toml_text import parse_toml
 from tiercache.config.values import nearest_hint
 from tiercache.errors import ConfigError
 from tiercache.policy.qos import BackendPlan, Rates
-from tiercache.policy.qos_checks import Problem, find_problems, find_warnings
+from tiercache.policy.qos_checks import MOST_SHOWN, Problem, find_problems, find_warnings
 from tiercache.policy.qos_match import MatchRule
 from tiercache.policy.qos_rules import (
     UNKNOWN_RATES,
@@ -108,9 +108,11 @@ def check_policy(
 
 def _parse_json(text: str, where: str) -> dict[str, object]:
     def table(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+        found: dict[str, object] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {key[:MOST_SHOWN]!r} stands twice")
+            found[key] = value
         return found
 
     try:

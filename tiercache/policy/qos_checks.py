@@ -39,6 +39,9 @@ MOST_RULES = 4096
 # Sums of shares, such as 60 % and 40 %, are not exact.
 ROUNDING = 1 + 1e-9
 
+# Of the characters of a key that is shown; the longest names have 64.
+MOST_SHOWN = 100
+
 At = tuple[str | int, ...]
 
 
@@ -58,7 +61,9 @@ class Problem:
         text = ""
         for index, part in enumerate(self.at):
             named = index == 1 and self.at[0] in ("identity", "class", "backend")
-            shown = str(part) if str(part).isprintable() else repr(part)
+            shown = str(part)[:MOST_SHOWN]
+            if not shown.isprintable():
+                shown = repr(shown)
             if named or isinstance(part, int):
                 text += f"[{shown}]"
             else:
