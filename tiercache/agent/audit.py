@@ -23,6 +23,14 @@ AUDIT_BYTES = 64 * 1024
 # Of one identity's denials one line in this time is written, with the count of the others: a
 # thousand refusals a second are one fact.
 DENIALS_S = 10.0
+# Of a change so many differences are told: another policy altogether has hundreds.
+MOST_DIFFERENCES = 100
+
+
+def told(differences: tuple[str, ...]) -> list[str]:
+    """Return the differences that a line has room for."""
+    more = len(differences) - MOST_DIFFERENCES
+    return [*differences[:MOST_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])]
 
 
 @dataclass(slots=True)
@@ -91,12 +99,14 @@ class Audit:
 
 
 def _append(path: str, lines: bytes) -> None:
+    if len(lines) > AUDIT_BYTES:  # the newest whole ones
+        lines = lines[-AUDIT_BYTES:].partition(b"\n")[2]
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(fd).st_size + len(lines) > AUDIT_BYTES:
             os.rename(path, path + ".1")
             os.close(fd)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.write(fd, lines[-AUDIT_BYTES:])
+        os.write(fd, lines)
     finally:
         os.close(fd)

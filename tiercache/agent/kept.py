@@ -29,7 +29,9 @@ def read(path: Path, limit_bytes: int) -> bytes | None:
     """Return the file's bytes, None where there is none. Raises FormatError for one that is longer
     than ``limit_bytes``, OSError."""
     try:
-        with open(path, "rb") as file:
+        # A pipe in the file's place is empty, and does not keep its reader.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
             data = file.read(limit_bytes + 1)
     except FileNotFoundError:
         return None

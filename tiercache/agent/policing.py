@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from tiercache.agent import kept
-from tiercache.agent.audit import Audit
+from tiercache.agent.audit import Audit, told
 from tiercache.agent.calibration import Calibration
 from tiercache.clock import Clock
 from tiercache.errors import ConfigError, FormatError, TiercacheError
@@ -248,7 +248,7 @@ class Policing:
             return
         differences = self.differences(standing.text, self._places.configured)
         await self._take_over(standing)
-        self._audit.note("reload", file=self._places.configured, differences=list(differences))
+        self._audit.note("reload", file=self._places.configured, differences=told(differences))
 
     def _refuse_file(self, error: Exception) -> None:
         path = self._places.configured

@@ -14,7 +14,7 @@ import msgspec
 
 from tiercache import wire
 from tiercache.agent.accounts import Account, find_claimant
-from tiercache.agent.audit import Audit
+from tiercache.agent.audit import Audit, told
 from tiercache.agent.calibration import Calibration
 from tiercache.agent.flights import endpoint_of
 from tiercache.agent.governing import Governing
@@ -266,7 +266,7 @@ class QosDesk:
                 **who,
                 before=before,
                 generation=changed.generation,
-                differences=list(changed.differences),
+                differences=told(changed.differences),
             )
             await self._audit.flush()
         return _answer(changed)
