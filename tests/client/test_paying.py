@@ -452,12 +452,12 @@ def test_without_an_agent_the_last_rate_holds_at_once(desk: Desk) -> None:
     assert desk.used() == (0, 0)  # nobody counts there now
     before = payer._lease.words[words.USED_READ]
     assert before == count * PAGE
-    # The same agent goes on after all: it is told what was used meanwhile.
+    # The same agent goes on after all, and no debt is waiting.
     desk.turn()
-    desk.grant(UNLIMITED)
-    while payer._lease.is_alone:
-        payer.pay(PATH, 1)
-    assert desk.used()[0] >= before
+    desk.grant(1)
+    payer.pay(PATH, PAGE)
+    assert not payer._lease.is_alone
+    assert desk.used() == (PAGE, 1)
 
 
 def test_an_agent_that_is_told_and_does_not_turn_is_gone_after_a_second(desk: Desk) -> None:
@@ -523,6 +523,15 @@ def test_without_a_slot_it_goes_at_the_safe_rate(desk: Desk) -> None:
             payer.pay(PATH, PAGE)
     assert 0.1 < time.monotonic() - began < 5
     assert desk.used() == (0, 0)
+
+
+def test_a_seat_that_stays_without_a_slot_keeps_its_debt(desk: Desk) -> None:
+    seat = desk.seat(slot=-1, owner=0)
+    payer = desk.payer(seat=seat)
+    payer.pay(PATH, PIECE_BYTES)
+    for _ in range(5):
+        payer.move(seat, inf)
+        assert not payer.charge(1)
 
 
 def test_a_wait_costs_few_looks(desk: Desk) -> None:

@@ -54,7 +54,10 @@ class Lease:
 
     def take(self, seat: wire.Seat, now_ns: int) -> None:
         """Pay from this seat from now on."""
-        self._safe = self._rates = (seat.safe_read, seat.safe_operations)
+        safe = (seat.safe_read, seat.safe_operations)
+        if seat.slot < 0 and self._alone is not None and self._slot is None and self._safe == safe:
+            return  # nothing has changed, and a debt is not forgiven
+        self._safe = self._rates = safe
         self.stamp = seat.owner
         self._alone = None
         if seat.slot < 0:
@@ -96,9 +99,8 @@ class Lease:
             else:
                 self.stand_alone(now_ns)
         elif slot is not None and is_mine and self._header[TURN_WORD] != self._turn_ns:
-            own = self.words
-            slot[USED_READ] += own[USED_READ]
-            slot[USED_OPS] += own[USED_OPS]
+            # What was used meanwhile was granted by the share of then. Charged now, all at once,
+            # it would be a debt of as long a time as the agent was away.
             self._alone, self.words = None, slot
         else:
             self._refill(self._alone, now_ns)

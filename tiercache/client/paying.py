@@ -289,8 +289,9 @@ class Payer:
                 raise self._throttled(path, waiter)
             wait_s = lease.wait_s(waiter.count, waiter.operations, now_ns - waiter.since_ns)
             if not lease.is_alone:
-                next_s = (lease.turned_ns + TURN_NS - now_ns) / 1e9
-                wait_s = max(wait_s / 2, next_s)
+                # The next turn: due then, or late, or on the way since the governor was woken.
+                due_s = (max(lease.turned_ns + TURN_NS, self._told_ns) - now_ns) / 1e9
+                wait_s = max(wait_s / 2, due_s, -due_s / 2)
         return min(max(wait_s, MIN_POLL_S), MAX_POLL_S, left_s)
 
     def _is_told(self, now_ns: int) -> bool:
