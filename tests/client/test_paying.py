@@ -22,6 +22,7 @@ import pytest
 
 from tests.fault.cache_rig import wait_for
 from tiercache import wire
+from tiercache.client import paying as paying_module
 from tiercache.client.lease import Lease
 from tiercache.client.paying import GONE_NS, MAX_POLL_S, PIECE_BYTES, Payer
 from tiercache.errors import Throttled
@@ -251,7 +252,10 @@ def test_a_governor_that_sleeps_is_woken(desk: Desk) -> None:
     assert desk.used() == (PAGE, 1)
 
 
-def test_waiters_are_served_in_order_and_nobody_overtakes(desk: Desk) -> None:
+def test_waiters_are_served_in_order_and_nobody_overtakes(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paying_module, "BEHIND_S", 3600.0)  # woken, or never
     payer = desk.payer()
     served: list[int] = []
 
@@ -486,6 +490,7 @@ def test_a_slot_that_is_another_s_is_left_alone(desk: Desk) -> None:
     for _ in range(20):
         payer.pay(PATH, PAGE)  # at the safe rate
     assert desk.used() == (0, 0)
+    assert not desk.wakes  # no governor was waited for
     assert not desk.waits
 
 
