@@ -159,6 +159,7 @@ class Engine:
         self._state.bump_epoch()
         await self._shrink()
         self.qos.load(self.space.capacity_bytes)
+        self.space.books.begin()
         self._reach.recall()
         await self.index.flush()
         if not self.settings.metadata.url:

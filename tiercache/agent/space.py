@@ -210,7 +210,9 @@ class Space:
         count = whole_blocks(count)
         worker = self.payer()
         if state.identity != worker and self.quotas.lacking_bytes(state.identity, count):
-            self.pass_on(state, worker)
+            # Nobody's own goes for what others read of it, but for what it has pinned itself.
+            if not self.pass_on(state, worker) and not state.pinned:
+                raise self._denial(state.identity, count)
         state.writers += 1
         try:
             await self.reserve(count, identity=state.identity)
@@ -419,6 +421,8 @@ class Space:
         Who is above a lowered ``max`` comes below it in the seconds that follow
         (``come_below``); what is pinned above a lowered ``pin_max`` is unpinned at once.
         """
+        if capacities == self.quotas.capacities:
+            return
         was_in_force = self.quotas.in_force
         self.quotas.replace(capacities)
         if self.quotas.in_force != was_in_force:

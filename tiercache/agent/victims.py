@@ -127,6 +127,8 @@ class Victims:
 
         def next_own() -> int | None:
             nonlocal passed_bytes
+            if self._is_all_pinned(identity):
+                return None
             queue = self._queues.of(self._group(identity))
             for _ in range(2 * len(queue)):
                 entry = queue.step()
@@ -197,8 +199,7 @@ class Victims:
         group = self._group(identity)
         if self.orders:
             return self._announced(group, [group], worker)
-        account = self._ledger.account(identity)
-        if self._quotas.in_force and account.pinned_bytes >= account.live_bytes:
+        if self._is_all_pinned(identity):
             return None
         queue = self._queues.of(group)
         victim = queue.victim(take_visited=self._take_visited, evictable=self.is_evictable)
@@ -206,6 +207,12 @@ class Victims:
             return victim
         queue.step_back(victim)
         return None
+
+    def _is_all_pinned(self, identity: str) -> bool:
+        """Whether there is nothing to look for: a look at all that is pinned would find that out
+        at the cost of as many steps."""
+        account = self._ledger.account(identity)
+        return self._quotas.in_force and account.pinned_bytes >= account.live_bytes
 
     def _allowed(self, extent_id: int, worker: str) -> bool:
         if not self._quotas.in_force:
