@@ -89,5 +89,5 @@ def test_a_policy_file_is_changed_and_not_applied(settings: Settings, tmp_path: 
         wait_for(lambda: ns.qos.show().error)
         assert ns.qos.show().text == POLICY and "limits" in ns.status()["qos"]["error"]
         file.write_text(POLICY.replace("1GB/s", "2GB/s"))
-        wait_for(lambda: not ns.qos.show().error)
-        assert ns.qos.show().identities[0].shares.read.limit == 2e9
+        wait_for(lambda: ns.qos.show().identities[0].shares.read.limit == 2e9)
+        assert not ns.qos.show().error
