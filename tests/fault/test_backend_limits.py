@@ -256,6 +256,34 @@ async def test_a_miss_of_a_higher_class_overtakes_queued_prefetches(bench: Bench
     await asyncio.gather(*prefetches)
 
 
+async def test_what_urgent_work_has_joined_is_urgent_too(bench: Bench) -> None:
+    """A prefetch has asked for it already, and is far back in the queue."""
+    origin = bench.origin("k", concurrency=2)
+    await origin.get("k")
+    bench.proxy.inject(Fault(first_byte_delay_s=0.02))
+    done: list[str] = []
+
+    async def read(name: str, priority: int) -> None:
+        work.current.set(Work(identity=name, priority=priority))
+        await origin.get("k")
+        done.append(name)
+
+    prefetches = [asyncio.create_task(read("prefetch", -1)) for _ in range(60)]
+    shared = asyncio.create_task(read("shared", -1))
+    while not done:
+        await asyncio.sleep(0.005)
+    before = len(done)
+
+    async def join() -> None:
+        work.current.set(Work(identity="training", priority=10))
+        work.hurry(shared)
+        await shared
+
+    await asyncio.create_task(join())
+    assert done.index("shared") - before <= 6
+    await asyncio.gather(*prefetches)
+
+
 async def test_low_priority_goes_on_under_any_load(bench: Bench) -> None:
     origin = bench.origin("k", concurrency=2)
     token = work.current.set(Work(priority=5))
@@ -304,6 +332,26 @@ async def test_memory_is_given_by_priority_and_a_large_request_is_not_starved() 
     memory.release(100)
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == ["high", "large", "small", "low"] and memory.held_bytes == 0
+
+
+async def test_memory_goes_to_whom_urgent_work_waits_for() -> None:
+    memory = MemoryBudget(10)
+    await memory.acquire(10)
+    order: list[str] = []
+
+    async def take(name: str) -> None:
+        async with memory.hold(10):
+            order.append(name)
+
+    tasks = [asyncio.create_task(take(name)) for name in ("first", "joined", "last")]
+    early = asyncio.create_task(take("joined before it queued"))
+    work.current.set(Work(priority=3))
+    work.hurry(early)
+    await asyncio.sleep(0)
+    work.hurry(tasks[1])
+    memory.release(10)
+    await asyncio.gather(early, *tasks)
+    assert order == ["joined", "joined before it queued", "first", "last"]
 
 
 async def test_memory_of_the_cancelled_comes_back_at_any_moment() -> None:

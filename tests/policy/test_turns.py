@@ -44,6 +44,17 @@ def test_the_oldest_has_its_turn_whatever_comes() -> None:
     assert order.count("low") == 1
 
 
+def test_a_promoted_turn_keeps_its_arrival() -> None:
+    turns: Turns[str] = Turns()
+    low = turns.join("low", priority=0, arrived=0)
+    turns.join("high", priority=2, arrived=1)
+    turns.join("middle", priority=1, arrived=2)
+    assert turns.promote(low, -1) is low
+    low = turns.promote(low, 2)
+    assert len(turns) == 3 and served(turns, 3) == ["low", "high", "middle"]
+    assert turns.promote(low, 9) is low and len(turns) == 0
+
+
 def test_what_does_not_fit_keeps_its_turn() -> None:
     turns: Turns[str] = Turns()
     turns.join("large", priority=1, arrived=0)

@@ -32,6 +32,7 @@ from tiercache.model import PAGE_BYTES
 from tiercache.policy import pages
 from tiercache.ports import Buffer, Origin
 from tiercache.records import ObjectRecord
+from tiercache.work import hurry
 
 # Runs up to this size are written on the loop: a thread hop costs as much as the write.
 INLINE_WRITE_BYTES = 128 * 1024
@@ -177,6 +178,7 @@ class Filler:
         def is_missing(page: int) -> bool:
             running = self._pages.get((data_id, page))
             if running is not None:
+                hurry(running)
                 waits.add(running)
                 return False
             return not self._chunks.has(data_id, page)
@@ -379,6 +381,8 @@ class Filler:
             task = self._spawn(self._fill_small(target))
             self._objects[key] = task
             task.add_done_callback(lambda _: self._objects.pop(key, None))
+        else:
+            hurry(task)
         return task
 
     async def _fill_small(self, target: Target) -> Fetched:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tiercache.clock import Clock
 from tiercache.errors import OriginUnavailable
 from tiercache.ports import Endpoint, Origin
+from tiercache.work import hurry
 
 # How long a look-up that may be served stale waits for an origin that answers nobody: longer
 # than a HEAD around the world takes (0.7 s with its handshakes: three round trips of 0.22 s), and
@@ -40,6 +41,7 @@ class SingleFlight:
         running = self._running.get(key)
         if running is None:
             return self._begin(key, work)
+        hurry(running[0])  # or what waits for its end
         if running[1] >= since_s:
             return running[0]
         task = self._next.get(key)

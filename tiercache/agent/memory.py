@@ -79,11 +79,18 @@ class MemoryBudget:
             self.held_bytes += count
             return
         asked = _Asked(count, asyncio.get_running_loop().create_future())
-        priority = work.current.get().priority
-        turn = self._waiting.join(asked, priority=priority, arrived=next(self._arrivals))
+        arrived = next(self._arrivals)
+        turn = self._waiting.join(asked, priority=work.priority(), arrived=arrived)
         self._grant()  # it may go before those that wait
+
+        def promote(priority: int) -> None:
+            nonlocal turn
+            turn = self._waiting.promote(turn, priority)
+            self._grant()
+
         try:
-            await asked.granted
+            with work.queueing(promote):
+                await asked.granted
         except asyncio.CancelledError:
             if asked.granted.cancelled():
                 self._waiting.leave(turn)

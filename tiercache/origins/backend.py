@@ -448,16 +448,17 @@ class Backends:
             return self._grant(lane, ask, now_s)
         granted: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(meter, ask, with_room, granted, lane)
-        self._join(waiter, priority=work.current.get().priority, arrived=arrived)
+        self._join(waiter, priority=work.priority(), arrived=arrived)
         self.pump()
+
+        def promote(priority: int) -> None:
+            assert waiter.turn is not None
+            waiter.turn = waiter.lane.turns.promote(waiter.turn, priority)
+            self.pump()
+
         try:
-            while not granted.done():
-                error = waiter.lane.given_up(
-                    self.clock.now(), waits_since_s=now_s, patience_s=patience_s
-                )
-                if error is not None:
-                    raise error
-                await asyncio.wait((granted,), timeout=patience_s)
+            with work.queueing(promote):
+                await self._wait(waiter, patience_s)
         except BaseException:
             if granted.done():
                 granted.result().release()
@@ -465,6 +466,16 @@ class Backends:
                 self._leave(waiter)
             raise
         return granted.result()
+
+    async def _wait(self, waiter: _Waiter, patience_s: float) -> None:
+        since_s = self.clock.now()
+        while not waiter.granted.done():
+            error = waiter.lane.given_up(
+                self.clock.now(), waits_since_s=since_s, patience_s=patience_s
+            )
+            if error is not None:
+                raise error
+            await asyncio.wait((waiter.granted,), timeout=patience_s)
 
     def _join(self, waiter: _Waiter, *, priority: int, arrived: int) -> None:
         lane = waiter.lane

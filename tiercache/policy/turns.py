@@ -65,6 +65,14 @@ class Turns(Generic[_T]):
         if self._gone > FEW and self._gone > self._waiting:
             self._sweep()
 
+    def promote(self, turn: Turn[_T], priority: int) -> Turn[_T]:
+        """Return its place at a higher priority, which takes the place of the one given; that one
+        where it does not wait or has no lower one."""
+        if not turn.waits or priority <= turn.priority:
+            return turn
+        self.leave(turn)
+        return self.join(turn.item, priority=priority, arrived=turn.arrived)
+
     def serve(self, turn: Turn[_T]) -> None:
         """Take it out of the queue: it has got what it waited for."""
         assert turn.waits, "served twice"
