@@ -205,15 +205,21 @@ class _Lane:
         """Whether anybody waits for any part of it."""
         return bool(self.turns) or any(one.waiting for one in (*self.requests, *self.bytes))
 
+    @property
+    def answered_s(self) -> float:
+        """When the server last took such a request."""
+        return -inf if self.adapts is None else self.adapts.answered_s
+
     def given_up(
-        self, now_s: float, *, waits_since_s: float, patience_s: float
+        self, now_s: float, *, since_s: float, patience_s: float
     ) -> OriginThrottled | None:
-        """Return the error for those who should not wait any longer, None where they should."""
+        """Return the error for those who have waited since then and should no longer, None where
+        they should."""
         adapts = self.adapts
         if adapts is None or not adapts.throttled:
             return None
         pause_s = adapts.adaptive.paused_until_s - now_s
-        silent_s = now_s - max(waits_since_s, adapts.answered_s)
+        silent_s = now_s - max(since_s, self.answered_s)
         if pause_s > patience_s:
             said = f"asked to be left alone for {pause_s:.1f} s"
         elif silent_s > patience_s:
@@ -296,22 +302,31 @@ class Meter:
         self._below: tuple[tuple[str, BackendPlan], ...] = ()
         self._lanes: dict[object, _Lane] = {}
 
-    async def admitted(self, ask: Ask, *, arrived: int, patience_s: float) -> Grant:
+    async def admitted(self, ask: Ask, *, arrived: int, since_s: float, patience_s: float) -> Grant:
         """Wait until one request may leave, and return leave to send it. Cancellable.
 
         ``arrived`` is from ``Backends.arrive``; who comes back with it has kept its place. Raises
-        OriginThrottled where the server has put off everything for longer than ``patience_s``,
-        or asks to be left alone for longer.
+        OriginThrottled where the server has put off everything for ``patience_s`` since
+        ``since_s``, when the caller was first asked, or asks to be left alone for longer.
         """
-        return await self._backends.admitted(self, ask, True, arrived, patience_s)
+        return await self._backends.admitted(
+            self, ask, arrived, with_room=True, since_s=since_s, patience_s=patience_s
+        )
 
     async def charged(self, ask: Ask, *, patience_s: float) -> None:
         """Wait until a part of a request under way may be sent. As ``admitted``, without a place
         in flight."""
         lane = self.lane(ask, with_room=False)
         if lane.requests or lane.bytes:
-            arrived = self._backends.arrive()
-            await self._backends.admitted(self, ask, False, arrived, patience_s)
+            backends = self._backends
+            await backends.admitted(
+                self,
+                ask,
+                backends.arrive(),
+                with_room=False,
+                since_s=backends.clock.now(),
+                patience_s=patience_s,
+            )
 
     def lane(self, ask: Ask, *, with_room: bool) -> _Lane:
         """Return the queue of such a request."""
@@ -439,7 +454,14 @@ class Backends:
         return next(self._arrivals)
 
     async def admitted(
-        self, meter: Meter, ask: Ask, with_room: bool, arrived: int, patience_s: float
+        self,
+        meter: Meter,
+        ask: Ask,
+        arrived: int,
+        *,
+        with_room: bool,
+        since_s: float,
+        patience_s: float,
     ) -> Grant:
         """As ``Meter.admitted``."""
         lane = meter.lane(ask, with_room=with_room)
@@ -458,7 +480,7 @@ class Backends:
 
         try:
             with work.queueing(promote):
-                await self._wait(waiter, patience_s)
+                await self._wait(waiter, since_s, patience_s)
         except BaseException:
             if granted.done():
                 granted.result().release()
@@ -467,15 +489,14 @@ class Backends:
             raise
         return granted.result()
 
-    async def _wait(self, waiter: _Waiter, patience_s: float) -> None:
-        since_s = self.clock.now()
+    async def _wait(self, waiter: _Waiter, since_s: float, patience_s: float) -> None:
         while not waiter.granted.done():
-            error = waiter.lane.given_up(
-                self.clock.now(), waits_since_s=since_s, patience_s=patience_s
-            )
+            now_s = self.clock.now()
+            error = waiter.lane.given_up(now_s, since_s=since_s, patience_s=patience_s)
             if error is not None:
                 raise error
-            await asyncio.wait((waiter.granted,), timeout=patience_s)
+            left_s = max(since_s, waiter.lane.answered_s) + patience_s - now_s
+            await asyncio.wait((waiter.granted,), timeout=max(left_s, LOOK_S))
 
     def _join(self, waiter: _Waiter, *, priority: int, arrived: int) -> None:
         lane = waiter.lane

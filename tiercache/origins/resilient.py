@@ -48,13 +48,15 @@ _T = TypeVar("_T")
 
 class _Call:
     """One operation with its attempts. ``arrived`` is its place in the queue, the same for all of
-    them; ``first_s`` is when the first one left it. ``started_s`` is that without the time that
-    later ones waited: waiting for room or tokens is back-pressure, not the origin's slowness."""
+    them, which it joined at ``asked_s``; ``first_s`` is when the first one left it. ``started_s``
+    is that without the time that later ones waited: waiting for room or tokens is back-pressure,
+    not the origin's slowness."""
 
-    __slots__ = ("arrived", "attempts", "first_s", "is_held", "is_over", "started_s")
+    __slots__ = ("arrived", "asked_s", "attempts", "first_s", "is_held", "is_over", "started_s")
 
-    def __init__(self, arrived: int) -> None:
+    def __init__(self, arrived: int, asked_s: float) -> None:
         self.arrived = arrived
+        self.asked_s = asked_s
         self.attempts = 0
         self.first_s = 0.0
         self.started_s = 0.0
@@ -322,7 +324,7 @@ class ResilientOrigin:
         await self._origin.close()
 
     def _call(self) -> _Call:
-        return _Call(self._backends.arrive())
+        return _Call(self._backends.arrive(), self._clock.now())
 
     async def _safely(
         self,
@@ -448,10 +450,13 @@ class ResilientOrigin:
 
     async def _granted(self, call: _Call, ask: Ask) -> Grant:
         """Wait until the attempt may leave."""
-        asked_s = self._clock.now()
+        queued_s = self._clock.now()
         try:
             grant = await self._limits.admitted(
-                ask, arrived=call.arrived, patience_s=self._policy.deadline_s
+                ask,
+                arrived=call.arrived,
+                since_s=call.asked_s,
+                patience_s=self._policy.deadline_s,
             )
         except OriginThrottled:
             call.is_over = True
@@ -460,7 +465,7 @@ class ResilientOrigin:
         if call.attempts == 0:
             call.first_s = call.started_s = now_s
         else:
-            call.started_s += now_s - asked_s
+            call.started_s += now_s - queued_s
         return grant
 
     async def _bounded(self, once: Callable[[], Awaitable[_T]], call: _Call) -> _T:
