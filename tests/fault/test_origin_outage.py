@@ -68,7 +68,7 @@ OUTAGES = {
     "503": (status(503), OriginThrottled),
     "503 retry after": (status(503, 2), OriginThrottled),
     "429": (status(429), OriginThrottled),
-    "429 retry after": (status(429, 60), OriginThrottled),
+    "429 retry after": (status(429, 4), OriginThrottled),
     "resetting": (resetting, OriginUnavailable),
     "late": (late, OriginUnavailable),
 }

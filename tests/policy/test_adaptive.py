@@ -278,14 +278,14 @@ def test_nothing_leaves_in_a_pause_and_clients_do_not_come_together() -> None:
             st.sampled_from(("sent", "answered", "throttled")),
             st.floats(0, 3),
             st.floats(0, 2),
-            st.sampled_from((0.0, 0.0, 0.0, 1.0, 30.0)),
+            st.sampled_from((0.0, 0.0, 0.0, 1.0, 3600.0)),
         ),
         max_size=200,
     )
 )
 def test_whatever_comes_the_rate_is_sane(steps: list[tuple[str, float, float, float]]) -> None:
     """Never below its floor but in a pause, a throttled answer never raises it, and it is never
-    more than a pause of five minutes."""
+    more than a pause of a minute."""
     adaptive = AdaptiveRate()
     now_s = 1000.0
     for what, passed_s, took_s, advice_s in steps:
@@ -302,4 +302,4 @@ def test_whatever_comes_the_rate_is_sane(steps: list[tuple[str, float, float, fl
                 assert adaptive.rate(now_s) <= before
         rate = adaptive.rate(now_s)
         assert rate >= FLOOR * DECREASE or (rate == 0.0 and now_s < adaptive.paused_until_s)
-        assert adaptive.paused_until_s - now_s <= 300.0 * 1.25
+        assert adaptive.paused_until_s - now_s <= 60.0 * 1.25

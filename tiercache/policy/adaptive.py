@@ -46,8 +46,8 @@ RELEASE = 10.0
 # Nobody comes at the very end of the pause that all were told: spread over a quarter of it more.
 SPREAD = 0.25
 SPREAD_LEAST_S = 0.1
-# A longer pause is not a throttled server's but an absent one's. It is asked again then.
-PAUSE_MOST_S = 300.0
+# A longer pause is not a throttled server's but an absent one's: a request a minute finds out.
+PAUSE_MOST_S = 60.0
 
 
 class _Lately:
