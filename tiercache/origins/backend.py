@@ -13,7 +13,6 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import inf
 from typing import Protocol
 
@@ -21,29 +20,15 @@ from tiercache import work
 from tiercache.clock import Clock
 from tiercache.errors import OriginThrottled
 from tiercache.model import BackendStatus, BackendWait
-from tiercache.policy.adaptive import AdaptiveRate
+from tiercache.origins.bucket import Bucket, Kind
 from tiercache.policy.qos import BackendPlan
-from tiercache.policy.token_bucket import TokenBucket
 from tiercache.policy.turns import Turn, Turns, is_oldests_turn
 
-# What may come at once of a configured limit, in seconds of it: within 5 s that is 1 %.
-BURST_S = 0.05
-# An adaptive rate is paced: servers' buckets are empty when they have just put off.
-PACED_S = 0.02
 # Whoever waits for tokens looks after so long at the latest whether its endpoint went offline.
 LOOK_S = 0.25
 # Timers are no finer; a wait of less would be one turn of the loop after another.
 SHORTEST_S = 0.001
 ENDPOINT = "endpoint:"
-
-
-class Kind(StrEnum):
-    """What providers count apart. HEAD is a GET; DELETE, COPY and a part of a stream are PUTs."""
-
-    GET = "get"
-    PUT = "put"
-    LIST = "list"
-    BYTES = "bytes"
 
 
 class Server(Protocol):
@@ -67,84 +52,6 @@ class _Room:
         return 0.0 if self.in_flight < self.server.concurrency else inf
 
 
-class _Bucket:
-    """One kind of one scope: its configured limit, and what its server bears."""
-
-    def __init__(self, scope: str, kind: Kind, now_s: float) -> None:
-        # Constant after construction
-        self.scope = scope
-        self.kind = kind
-        # Owned by the event loop
-        self.limit = inf
-        self.adaptive = AdaptiveRate()
-        self.answered_s = -inf  # when the server last took a request
-        self.throttled = 0
-        self.waiting = 0
-        self._configured = TokenBucket(rate=inf, burst=inf, now_s=now_s)
-        self._paced = TokenBucket(rate=inf, burst=inf, now_s=now_s)
-
-    def configure(self, limit: float, now_s: float) -> None:
-        """Keep to this limit from now on; debts stay."""
-        if limit == self.limit:
-            return
-        if inf in (limit, self.limit):
-            self._configured = TokenBucket(rate=limit, burst=limit * BURST_S, now_s=now_s)
-        else:
-            self._configured.change(rate=limit, burst=limit * BURST_S, now_s=now_s)
-        self.limit = limit
-
-    def delay_s(self, now_s: float) -> float:
-        """Return how long nothing may be sent yet, 0.0 where something may."""
-        delay_s = 0.0
-        if self.limit != inf and self._configured.level <= 0.0:
-            self._configured.refill(now_s)
-            delay_s = self._configured.wait_s()
-        rate = self.adaptive.rate(now_s)
-        if rate == inf:
-            return delay_s
-        if rate == 0.0:
-            return max(delay_s, self.adaptive.paused_until_s - now_s)
-        self._paced.change(rate=rate, burst=rate * PACED_S, now_s=now_s)
-        return max(delay_s, self._paced.wait_s())
-
-    def charge(self, count: float, now_s: float) -> None:
-        """Take so many requests or bytes, which leave now."""
-        if self.limit != inf:
-            self._configured.refill(now_s)
-            self._configured.charge(count)
-        self._paced.charge(count)
-        if count > 0:
-            self.adaptive.sent(now_s, count)
-
-    def answered(self, now_s: float, *, sent_s: float) -> None:
-        self.answered_s = now_s
-        self.adaptive.answered(now_s, sent_s=sent_s)
-
-    def put_off(self, now_s: float, *, sent_s: float, retry_after_s: float, draw: float) -> bool:
-        """Note a 429 or 503; return whether the bucket keeps the next attempt back."""
-        self.throttled += 1
-        held = self.adaptive.throttled(now_s, sent_s=sent_s, retry_after_s=retry_after_s, draw=draw)
-        if self.adaptive.rate(now_s) != inf:
-            # Nothing has been saved up, and what was sent before there was a rate is not owed.
-            paced = self._paced
-            paced.level = max(min(paced.level, 0.0), -1.0)
-            paced.at_s = max(now_s, self.adaptive.paused_until_s)
-        return held
-
-    def status(self, now_s: float) -> BackendStatus:
-        rate = self.adaptive.rate(max(now_s, self.adaptive.paused_until_s))
-        return BackendStatus(
-            scope=self.scope,
-            kind=str(self.kind),
-            limit=None if self.limit == inf else self.limit,
-            rate=None if rate == inf else rate,
-            sent_per_s=self.adaptive.sent_per_s(now_s),
-            throttled=self.throttled,
-            waiting=self.waiting,
-            paused_s=max(0.0, self.adaptive.paused_until_s - now_s),
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What one request, or a part of one under way, is to be granted: ``kind`` None is no request
@@ -160,9 +67,9 @@ class _Lane:
     """Those who wait for the same. ``adapts`` is what falls when the server puts off."""
 
     room: _Room | None
-    requests: tuple[_Bucket, ...]
-    bytes: tuple[_Bucket, ...]
-    adapts: _Bucket | None
+    requests: tuple[Bucket, ...]
+    bytes: tuple[Bucket, ...]
+    adapts: Bucket | None
     turns: Turns[_Waiter] = field(default_factory=Turns)
 
     @property
@@ -370,7 +277,7 @@ class Backends:
         self.rng = rng
         # Owned by the event loop
         self._plans: tuple[BackendPlan, ...] = ()
-        self._buckets: dict[tuple[str, Kind], _Bucket] = {}
+        self._buckets: dict[tuple[str, Kind], Bucket] = {}
         self._rooms: dict[str, _Room] = {}
         self._meters: list[Meter] = []
         self._arrivals = itertools.count()
@@ -441,10 +348,10 @@ class Backends:
             bytes_ = [self._bucket(one.origin, Kind.BYTES) for one in covering]
         return _Lane(room, tuple(dict.fromkeys(requests)), tuple(dict.fromkeys(bytes_)), adapts)
 
-    def _bucket(self, scope: str, kind: Kind) -> _Bucket:
+    def _bucket(self, scope: str, kind: Kind) -> Bucket:
         found = self._buckets.get((scope, kind))
         if found is None:
-            found = self._buckets[scope, kind] = _Bucket(scope, kind, self.clock.now())
+            found = self._buckets[scope, kind] = Bucket(scope, kind, self.clock.now())
         return found
 
     # -- the queue ------------------------------------------------------------------------------
@@ -573,7 +480,7 @@ class Backends:
         ]
         return sorted(found, key=lambda one: -one.longest_s)
 
-    def statuses(self, buckets: Iterable[_Bucket]) -> list[BackendStatus]:
+    def statuses(self, buckets: Iterable[Bucket]) -> list[BackendStatus]:
         """Return these that have something to tell, by scope and kind."""
         now_s = self.clock.now()
         found = [bucket.status(now_s) for bucket in buckets]

@@ -24,7 +24,8 @@ from tiercache.errors import (
     TiercacheError,
 )
 from tiercache.model import ObjectInfo
-from tiercache.origins.backend import ENDPOINT, Ask, Backends, Grant, Kind
+from tiercache.origins.backend import ENDPOINT, Ask, Backends, Grant
+from tiercache.origins.bucket import Kind
 from tiercache.origins.counters import OriginCounters
 from tiercache.origins.endpoint import Endpoint
 from tiercache.policy.retry import RetryPolicy, next_delay_s, remaining_s

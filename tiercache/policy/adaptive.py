@@ -160,9 +160,9 @@ class AdaptiveRate:
         if off < SIGNIFICANT * (accepted + off):
             return False
         if retry_after_s > 0.0:
-            spread_s = draw * max(SPREAD * retry_after_s, SPREAD_LEAST_S)
-            until_s = now_s + min(retry_after_s, PAUSE_MOST_S) + spread_s
-            self.paused_until_s = max(self.paused_until_s, until_s)
+            pause_s = min(retry_after_s, PAUSE_MOST_S)
+            pause_s += draw * max(SPREAD * pause_s, SPREAD_LEAST_S)
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
         if sent_s < self._start_s or not (retry_after_s or self._has_measured(now_s, sent_s)):
             self._start_s = max(self._start_s, self.paused_until_s)
             return self._rate != inf
