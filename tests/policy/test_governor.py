@@ -112,6 +112,18 @@ def test_who_is_alone_is_granted_all_that_the_node_has() -> None:
     assert governor.grant(payer)[0] > 0.1 * 100 * MB
 
 
+def test_what_was_granted_and_is_not_needed_is_another_s_at_the_next_turn() -> None:
+    governor = Governor(plan(identity("a"), identity("b"), node=(100 * MB, inf, inf)), 0.0)
+    one, other = governor.join("a"), governor.join("b")
+    governor.used(one, READ_64K)
+    governor.turn(0.01)
+    governor.used(other, governor.grant(other)[:1] + (0.0, 1.0))
+    governor.wants(other, READ_64K, 0.011)
+    governor.turn(0.02)
+    assert governor.grant(other)[0] > 0.07 * 100 * MB
+    assert 0 < governor.grant(one)[0] < 0.02 * 100 * MB
+
+
 def test_who_stops_taking_its_grants_does_not_keep_them_from_others() -> None:
     governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
     stopped, other = governor.join("a"), governor.join("a")

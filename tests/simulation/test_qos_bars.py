@@ -173,6 +173,17 @@ def test_who_reads_now_and_then_does_not_wait_beside_a_greedy_one_below_it(
     assert sum(of.waits for number, of in bins.items() if number >= 4) <= 0.01 * operations
 
 
+def test_many_who_read_in_bursts_do_not_keep_the_node_from_who_reads_on(
+    turns: Turns, seed: int
+) -> None:
+    names = [f"user {number}" for number in range(30)]
+    bursts = [Load(identity=name, on_s=0.02, off_s=0.8, service_s=10e-6) for name in names]
+    shares = plan(*map(identity, names), identity("steady"))
+    simulation = run(shares, bursts + greedy("steady"), turns, seed)
+    whole = rate(simulation.seen.node, from_s=SETTLED_S, to_s=END_S)[0]
+    assert whole >= 0.97 * 500 * MB
+
+
 def test_a_class_is_bounded_and_shared_by_weight(turns: Turns, seed: int) -> None:
     shares = plan(
         identity("a", class_name="batch", weight=2.0),
