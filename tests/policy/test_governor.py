@@ -117,7 +117,7 @@ def test_what_was_granted_and_is_not_needed_is_another_s_at_the_next_turn() -> N
     one, other = governor.join("a"), governor.join("b")
     governor.used(one, READ_64K)
     governor.turn(0.01)
-    governor.used(other, governor.grant(other)[:1] + (0.0, 1.0))
+    governor.used(other, (governor.grant(other)[0], 0.0, 1.0))
     governor.wants(other, READ_64K, 0.011)
     governor.turn(0.02)
     assert governor.grant(other)[0] > 0.07 * 100 * MB
