@@ -245,11 +245,11 @@ def test_what_is_there_of_a_miss_is_paid_too(counted: Counted) -> None:
 
 
 def test_a_local_path_is_charged_whole(counted: Counted) -> None:
-    path = counted.ns.local_path(counted.small)
+    path = counted.ns.local_path(counted.small, pin=False)
     assert os.path.getsize(path) == SMALL
     assert counted.charged() == (SMALL, 1)
     counted.ns.local_path(counted.small)
-    assert counted.charged() == (SMALL, 1)
+    assert counted.charged() == (SMALL, 2)  # to pin is one too
 
 
 def test_stats_cost_nothing_where_the_agent_is_not_asked(counted: Counted) -> None:
