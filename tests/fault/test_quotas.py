@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from tests.fault.cache_rig import (
     shut_down,
     wait_for,
 )
-from tiercache import compose
+from tiercache import catalog, compose
 from tiercache.errors import CacheFull
+from tiercache.metadata.open import open_metadata
 from tiercache.namespace import Namespace
 from tiercache.qos_reports import QuotaNow
-from tiercache.settings import QosSettings, Settings
+from tiercache.records import QuotaRecord
+from tiercache.settings import MetadataSettings, QosSettings, Settings
 from tiercache.units import KIB, MIB
 
 pytestmark = pytest.mark.timeout(120)
@@ -248,3 +251,51 @@ def test_shared_bytes_are_the_first_readers_and_pass_on(rig: Rig) -> None:
             for path in paths:
                 assert eve.read(path) == rig.objects[path]
         assert ns.status()["origins"][0]["bytes_read"] == fetched, "it was passed on, not evicted"
+
+
+def test_the_metadata_store_tells_what_a_node_held(rig: Rig) -> None:
+    store = MetadataSettings(url=f"lmdb:{rig.root}/store")
+    settings = msgspec.structs.replace(rig.settings(), metadata=store)
+    with namespace(settings) as ns:
+        wait_for(lambda: ns.status()["metadata"]["state"] == "attached")
+        rig.read_all(ns, "ann")
+        held = quota(ns, "ann")
+        shut_down(ns)
+    assert told(store) == {"ann": QuotaRecord("ann", held.used_bytes, 0, held.extents)}
+    # Another node, which holds nothing and bounds nobody, takes the store over.
+    other = msgspec.structs.replace(
+        settings,
+        cache=msgspec.structs.replace(settings.cache, dir=str(rig.root / "other")),
+        qos=QosSettings(),
+    )
+    with namespace(other) as ns:
+        wait_for(lambda: ns.status()["metadata"]["state"] == "attached")
+        shut_down(ns)
+    assert told(store) == {}
+
+
+def told(store: MetadataSettings) -> dict[str, QuotaRecord]:
+    async def read() -> dict[str, QuotaRecord]:
+        opened = await open_metadata(store, {})
+        try:
+            found = [catalog.decode(key, value) async for key, value in opened.scan(b"u")]
+        finally:
+            await opened.close()
+        return {one.identity: one for one in found if isinstance(one, QuotaRecord)}
+
+    return asyncio.run(read())
+
+
+def test_without_a_policy_any_more_nothing_is_recorded(rig: Rig) -> None:
+    with namespace(rig.settings()) as ns:
+        rig.read_all(ns, "ann")
+        shut_down(ns)
+    assert "ann" in sums(rig.settings())
+    bare = msgspec.structs.replace(rig.settings(), qos=QosSettings())
+    with namespace(bare) as ns:
+        rig.read_all(ns, "ann")
+        assert not ns.qos.quotas().in_force
+        assert not ns.qos.check_quotas().problems
+        shut_down(ns)
+    assert sums(bare) == {}
+    assert compose.fsck(bare).clean

@@ -89,6 +89,7 @@ class World:
         self.failures: list[str] = []
         self.most_seen: dict[str, int] = {}
         self.evicted_for_others = 0
+        self.passed_on = 0
         self.begin()
 
     # -- agents -----------------------------------------------------------------------------
@@ -113,7 +114,7 @@ class World:
         self.pinning = Pinning(self.plane, cast(Any, EverybodyIsAdmitted()))
         space = self.plane.space
         space.victims.reader_of = lambda mark: MARKS.get(mark, "")
-        for_node, evict = space.victims.for_node, space.evict
+        for_node, evict, pass_on = space.victims.for_node, space.evict, space.pass_on
 
         def chosen_for(worker: str, wanted_bytes: int) -> list[ExtentState]:
             found = for_node(worker, wanted_bytes)
@@ -129,6 +130,12 @@ class World:
             finally:
                 self.chosen.discard(state.id)
 
+        def passing_on(state: ExtentState, identity: str) -> bool:
+            passed = pass_on(state, identity)
+            self.passed_on += passed
+            return passed
+
+        space.victims._pass_on = passing_on
         space.victims.for_node = chosen_for  # type: ignore[method-assign]  # the oracle looks on
         space.evict = evicting  # type: ignore[method-assign]  # the oracle looks on
 

@@ -7,6 +7,7 @@ The oracle (``quota_world``) looks at files and at raw records; it shares no cod
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import tempfile
 from collections.abc import Coroutine
@@ -25,7 +26,7 @@ from tiercache.units import KIB, MIB
 CAPACITY_BYTES = 16 * MIB
 SIZES = {
     **{f"d{n % 2}/s{n}": (n % 5 + 1) * 40 * KIB + n for n in range(30)},
-    **{f"d{n % 2}/l{n}": (n % 4 + 1) * 300 * KIB + n for n in range(14)},
+    **{f"d{n % 2}/l{n}": (n % 4 + 1) * 300 * KIB + n for n in range(24)},
     "d0/huge": 5 * MIB,
 }
 KEYS = sorted(SIZES)
@@ -57,11 +58,15 @@ class QuotaMachine(RuleBasedStateMachine):
         self.pinned: list[str] = []
         self.held: list[Any] = []
 
-    @initialize(capacities=policies)
-    def begin(self, capacities: dict[str, Capacity]) -> None:
+    @initialize(capacities=policies, first=st.permutations(IDENTITIES), seed=st.integers(0, 99))
+    def begin(self, capacities: dict[str, Capacity], first: list[str], seed: int) -> None:
+        """The cache is full from the start: each identity has read its share of all there is."""
         self.world = World(self.root, SIZES, capacity_bytes=CAPACITY_BYTES)
         self.world.capacities = capacities
         self.runner.run(self.world.start())
+        keys = random.Random(seed).sample(KEYS, len(KEYS))
+        for number, who in enumerate(first):
+            self.do(*(self.world.read(who, key, 0, SIZES[key]) for key in keys[number::4]))
 
     def do(self, *happening: Coroutine[None, None, Any]) -> None:
         """Let things happen at once while the oracle looks on, and then look at all."""
@@ -155,8 +160,8 @@ class QuotaMachine(RuleBasedStateMachine):
 
 
 QuotaMachine.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=25,
+    max_examples=20,
+    stateful_step_count=20,
     deadline=None,
     # An example takes a second: to shrink one would take longer than any time-out.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
