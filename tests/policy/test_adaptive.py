@@ -251,6 +251,22 @@ def test_single_ones_of_very_many_are_just_retried() -> None:
     assert adaptive.rate(now_s) == inf
 
 
+def test_after_a_collapse_the_first_answer_begins_the_doubling() -> None:
+    adaptive = AdaptiveRate()
+    now_s = cut(adaptive)
+    for _ in range(60):
+        now_s += 0.3
+        adaptive.sent(now_s)
+        adaptive.throttled(now_s + 0.01, sent_s=now_s)
+    assert adaptive.rate(now_s + 20.0) == adaptive.rate(now_s + 1.0) == FLOOR
+    now_s += 30.0
+    adaptive.sent(now_s)
+    adaptive.answered(now_s, sent_s=now_s)
+    assert adaptive.rate(now_s) == pytest.approx(FLOOR)
+    assert adaptive.rate(now_s + 1.0) == pytest.approx(4 * FLOOR)
+    assert adaptive.rate(now_s + 10.0) == pytest.approx(100, rel=0.5)
+
+
 def test_it_is_dropped_when_demand_has_long_been_far_below() -> None:
     adaptive = AdaptiveRate()
     now_s = cut(adaptive)
