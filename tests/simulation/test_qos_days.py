@@ -110,12 +110,14 @@ def test_plans_that_change_each_second_keep_limits_and_starve_nobody(seed: int) 
     for second in range(1, 40):
         simulation.run_to(float(second))
         simulation.replace(drawn())
+        simulation.governor.assert_invariants()
     last = Plan(
         node=(100 * MB, inf, inf),
         identities=(IdentityPlan(), *(IdentityPlan(name=name) for name in users)),
     )
     simulation.replace(last)
     simulation.run_to(50.0)
+    simulation.governor.assert_invariants()
     read = [rate(simulation.seen.identities[name], from_s=42, to_s=50)[0] for name in users]
     assert jain(read) >= 0.95
     assert sum(read) == pytest.approx(100 * MB, rel=0.05)

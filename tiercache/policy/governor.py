@@ -427,6 +427,20 @@ class Governor:
         """Say whether nobody waits, nor has used anything for long: turns may pause."""
         return not self._waiting_count and self._now_s - self._used_s > 2 * IDLE_S
 
+    def assert_invariants(self) -> None:
+        """Check that the pools' books agree with those of the accounts."""
+        for resource in RESOURCES:
+            node = self._node[resource]
+            balances = [i.accounts[resource].balance for i in self._identities.values()]
+            if node is not None:
+                assert abs(node.lent - sum(balances)) <= 1e-6 * node.rate + 1e-6, (node, balances)
+            for group in self._groups.values():
+                pool = group.pools[resource]
+                members = [i for i in self._identities.values() if i.group is group]
+                lent = sum(i.accounts[resource].balance for i in members)
+                if pool is not None:
+                    assert abs(pool.lent - lent) <= 1e-6 * pool.rate + 1e-6, (group.plan, lent)
+
     def report(self) -> list[IdentityReport]:
         """Return how every identity does."""
         return [self._report(identity) for identity in self._identities.values()]

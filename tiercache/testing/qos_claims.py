@@ -21,6 +21,7 @@ Pair = tuple[float, float]  # bytes and operations
 
 def false_claims(simulation: Simulation) -> list[str]:
     """Return what is false of those claims that hold of every simulation."""
+    simulation.governor.assert_invariants()
     return [
         *limits_hold(simulation),
         *reservations_are_met(simulation),
