@@ -417,9 +417,11 @@ class Governor:
         return read, write, operations
 
     def safe(self, payer: int) -> Rates:
-        """Return the rate with which it goes on when the agent has been gone for long."""
+        """Return the rate with which it goes on when the agent has been gone for long: the plan's
+        ``safe_share``, and no more than an equal part, so that all of an identity stay within its
+        bounds."""
         identity = self._payers[payer].identity
-        part = self._plan.safe_share
+        part = min(self._plan.safe_share, 1 / len(identity.payers))
         read, write, operations = (account.bound * part for account in identity.accounts)
         return read, write, operations
 

@@ -104,7 +104,8 @@ class BackendPlan:
 class Plan:
     """What holds now. ``node`` is what the node delivers in all. ``safe_share`` (0–1) of its limit,
     or of the node where it has none, is what a process goes on with when the agent has been gone
-    for long. ``identities`` and ``classes`` always hold the default ones."""
+    for long: an equal part, where an identity has so many processes that this is less.
+    ``identities`` and ``classes`` always hold the default ones."""
 
     node: Rates = (inf, inf, inf)
     safe_share: float = 0.1
