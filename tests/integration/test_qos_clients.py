@@ -236,6 +236,18 @@ def test_many_misses_in_one_call(counted: Counted) -> None:
     assert counted.charged() == (10_000, 20)
 
 
+def test_many_misses_of_a_snapshot(counted: Counted) -> None:
+    counted.rig.origin.fill("frozen", [1000] * 20, "frozen/")
+    counted.ns.snapshots.create("frozen", ("/m/frozen",)).wait(30)
+    items: list[tuple[str, int, int | None]] = [
+        (f"/frozen@snapshot/m/frozen/{number:05}", 100, None) for number in range(20)
+    ]
+    counted.charged()
+    assert [len(data) for data in counted.ns.read_many(items)] == [900] * 20
+    assert counted.charged() == (18_000, 20)
+    counted.ns.snapshots.remove("frozen")
+
+
 def test_what_is_there_of_a_miss_is_paid_too(counted: Counted) -> None:
     counted.ns.read(counted.large, MIB, MIB)
     counted.charged()

@@ -21,8 +21,9 @@ class Answered(NamedTuple):
     epoch: int
 
 
-# What is known by the agent's answer alone: a failure, or what the name was found to be.
-Outcomes = dict[Item, TiercacheError | Answered]
+# What the agent says of an item: a failure, what the name was found to be, or that it was filled,
+# as the index says by now (None). What it does not speak of is read as if it had not been asked.
+Outcomes = dict[Item, TiercacheError | Answered | None]
 
 
 def fill_plain(

@@ -49,7 +49,7 @@ def fill_many(
 ) -> Outcomes:
     """Have parts of many names filled, in one frame those of mounts (``fill_plain``) and in one
     those of snapshots. Names that cannot be resolved are left to whoever reads them."""
-    failures: Outcomes = {}
+    outcomes: Outcomes = {}
     plain: list[Item] = []
     frozen: dict[Item, tuple[Name, Binding]] = {}
     for item in items:
@@ -59,30 +59,34 @@ def fill_many(
         try:
             name = resolver.locate(item[0])
         except TiercacheError as error:
-            failures[item] = error
+            outcomes[item] = error
             continue
         if name.binding is None:
             plain.append(item)
         else:
             frozen[item] = (name, name.binding)
     if plain:
-        failures.update(fill_plain(link, plain, epoch, meanwhile))
+        outcomes.update(fill_plain(link, plain, epoch, meanwhile))
     if frozen:
         request = wire.Bind(
             tuple(
-                _span(
-                    name, binding, offset, binding.object.size_bytes if length is None else length
-                )
+                _span(name, binding, offset, _inside(binding, offset, length))
                 for (_, offset, length), (name, binding) in frozen.items()
             )
         )
         bound = link.request(request, wire.Bound, meanwhile=meanwhile)
         for (item, (name, binding)), found in zip(frozen.items(), bound.data, strict=True):
+            outcomes[item] = None
             try:
                 _check(found, name, binding)
             except TiercacheError as error:
-                failures[item] = error
-    return failures
+                outcomes[item] = error
+    return outcomes
+
+
+def _inside(binding: Binding, offset: int, length: int | None) -> int:
+    left = max(0, binding.object.size_bytes - offset)
+    return left if length is None else min(length, left)
 
 
 def _span(name: Name, binding: Binding, offset: int, length: int) -> wire.FrozenSpan:

@@ -20,8 +20,8 @@ def read_many(reader: Reader, items: Sequence[Item], on_error: str) -> list[byte
     results: list[bytes | TiercacheError] = []
     for item in items:
         try:
-            outcome = outcomes.get(item) if outcomes else None
-            results.append(reader.read(*item) if outcome is None else _read(reader, item, outcome))
+            known = item in outcomes
+            results.append(_read(reader, item, outcomes[item]) if known else reader.read(*item))
         except TiercacheError as error:
             if on_error == "raise":
                 raise
@@ -29,13 +29,15 @@ def read_many(reader: Reader, items: Sequence[Item], on_error: str) -> list[byte
     return results
 
 
-def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered) -> bytes:
+def _read(reader: Reader, item: Item, outcome: TiercacheError | Answered | None) -> bytes:
+    """Read what the agent was asked to fill, and has charged."""
     path, offset, length = item
     if isinstance(outcome, TiercacheError):
         raise outcome
     try:
-        entry = reader.names.answered(path, outcome)
-        with Settled(entry.pays):  # by the agent, who was asked to fill it
+        names = reader.names
+        entry = names.entry(path) if outcome is None else names.answered(path, outcome)
+        with Settled(entry.pays):
             return reader.read_entry(entry, offset, length)[1]
     except StaleHandle:
         return reader.again(path, lambda entry: reader.read_entry(entry, offset, length)[1])
