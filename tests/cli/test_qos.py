@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -353,6 +354,7 @@ def test_top_tells_who_waits_at_a_backend(busy: Node) -> None:
         assert "on: file:// get" in busy.ok("explain", "people", "/m/1.bin").out
     finally:
         job.cancel()
+        busy.apply(POLICY)
     wait_for(lambda: not _use(busy, "people").waiting)
 
 
@@ -427,6 +429,14 @@ def test_names_of_identities_are_completed(busy: Node, monkeypatch: pytest.Monke
     ]  # fmt: skip
     busy.close()
     assert complete(busy, monkeypatch, "tiercache qos explain tr", 3) == []
+
+
+def test_an_agent_that_hangs_completes_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.cache.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(node.cache / "agent.sock"))
+        silent.listen()
+        assert complete(node, monkeypatch, "tiercache qos explain tr", 3) == []
 
 
 # -- doctor ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tiercache.agent.qos_answers import (
     check_known,
     claims,
     identity_now,
+    is_below,
     next_change_s,
     overrides_now,
     schedules_now,
@@ -188,6 +189,24 @@ def test_buckets_of_identity_class_and_node() -> None:
     ]
     told = buckets(force, people, report("people", 0.0))
     assert [(one.of, one.resource) for one in told] == [("node", "read")]
+
+
+@pytest.mark.parametrize(
+    ("place", "scope", "below"),
+    [
+        ("s3://b/p/x", "s3://", True),
+        ("s3://b/p/x", "s3://b", True),
+        ("s3://b/p/x", "s3://b/p", True),
+        ("s3://b/p", "s3://b/p", True),
+        ("s3://bc/p/x", "s3://b", False),
+        ("s3://b/pq", "s3://b/p", False),
+        ("gs://b/p", "s3://", False),
+        ("file:///d/x", "file://", True),
+        ("s3://b/p", "endpoint:b", False),
+    ],
+)
+def test_which_backends_cover_a_place(place: str, scope: str, below: bool) -> None:
+    assert is_below(place, scope) is below
 
 
 def test_an_unknown_identity_names_the_nearest() -> None:

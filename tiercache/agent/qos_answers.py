@@ -281,6 +281,11 @@ def buckets(
     return tuple(found)
 
 
+def is_below(place: str, scope: str) -> bool:
+    """Return whether a URL is at or below the beginning of one, which ends where a name does."""
+    return place == scope or place.startswith(scope if scope.endswith("/") else f"{scope}/")
+
+
 def check_known(plan: Plan | None, identity: str) -> IdentityPlan:
     """Return an identity's plan. Raises NotFound, naming the nearest."""
     if plan is None:

@@ -29,6 +29,7 @@ from tiercache.agent.qos_answers import (
     claims,
     class_now,
     identity_now,
+    is_below,
     next_change_s,
     overrides_now,
     rates_now,
@@ -226,7 +227,7 @@ class QosDesk:
         place, endpoint = f"{located.origin.url}/{located.key}", endpoint_of(located.origin)
         names = f"endpoint:{endpoint.name}" if endpoint is not None else None
         return tuple(
-            one for one in self.backends() if one.scope == names or _is_below(place, one.scope)
+            one for one in self.backends() if one.scope == names or is_below(place, one.scope)
         )
 
     def status(self) -> dict[str, Any]:
@@ -327,11 +328,6 @@ class QosDesk:
         return self._changed(
             *(f"{one.identity}: {one.what}: {one.recorded} → {one.found}" for one in check.problems)
         )
-
-
-def _is_below(place: str, scope: str) -> bool:
-    """Return whether a URL is at or below the beginning of one, which ends where a name does."""
-    return place == scope or place.startswith(scope if scope.endswith("/") else f"{scope}/")
 
 
 def _arguments(raw: bytes, kind: type[T]) -> T:
