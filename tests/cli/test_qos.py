@@ -385,7 +385,8 @@ def test_top_goes_on_until_it_is_interrupted(busy: Node) -> None:
 
 def test_every_change_is_in_the_audit_log(busy: Node) -> None:
     busy.ok("set", "training", "read.limit=600MB/s", "--for", "1h")
-    busy.ok("apply", str(busy.policy), "--dry-run")
+    busy.policy.write_text(POLICY.replace("1GB/s", "900MB/s"))
+    assert "900MB/s" in busy.ok("apply", str(busy.policy), "--dry-run").out
     busy.ok("unset", "training")
     assert busy.apply(BROKEN).code == 4
     lines = [json.loads(line) for line in busy.ok("audit", "--json").out.splitlines()]
