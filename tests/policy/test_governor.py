@@ -120,7 +120,8 @@ def test_a_line_in_the_agent_gets_its_rate(operation_bytes: int, bound: str) -> 
                     break
                 admitted[number] += operation_bytes
             governor.wants(line, amounts, now_s)
-    assert admitted[0] == pytest.approx(3 * rate, rel=0.05, abs=operation_bytes)
+    # A burst of the node and an operation that is in debt at either end.
+    assert admitted[0] == pytest.approx(3 * rate, abs=0.15 * rate + operation_bytes)
 
 
 def test_those_of_an_identity_that_vanishes_go_on_as_the_default() -> None:
