@@ -187,3 +187,46 @@ def test_a_bound_is_kept_to_the_block(tmp_path: Path, short: int, kept: bool) ->
         await world.end(crash=False)
 
     asyncio.run(run())
+
+
+def test_small_objects_pass_on_to_who_reads_them(tmp_path: Path) -> None:
+    sizes = {f"s{number:03}": 100 * KIB for number in range(120)}
+    keys = list(sizes)
+
+    async def run() -> None:
+        world = World(tmp_path, sizes, capacity_bytes=64 * MIB)
+        world.capacities = {"ann": Capacity(max_bytes=4 * MIB)}
+        await world.start()
+        for key in keys[:30]:
+            await world.read("ann", key, 0, sizes[key])
+        for key in keys[:10]:
+            await world.read("bob", key, 0, sizes[key])
+        assert world.live().keys() == {"ann"}, "the first who admitted them pays"
+        for key in keys[30:]:
+            await world.read("ann", key, 0, sizes[key])
+        await world.check_still()
+        assert world.live()["bob"] == pytest.approx(10 * 100 * KIB, rel=0.1)
+        for key in keys[:10]:
+            assert world.plane.contents.is_whole(world.filler.record_of(world.target(key)))
+        assert not world.plane.space.books.refusals
+        await world.end(crash=False)
+
+    asyncio.run(run())
+
+
+def test_what_an_identity_reads_again_and_again_still_makes_room(tmp_path: Path) -> None:
+    """Packs and extents that were all read are given one more round, and then they go."""
+    sizes = {f"s{n:03}": 100 * KIB for n in range(60)} | {f"t{n}": 400 * KIB for n in range(20)}
+
+    async def run() -> None:
+        world = World(tmp_path, sizes, capacity_bytes=64 * MIB)
+        world.capacities = {"ann": Capacity(max_bytes=3 * MIB)}
+        await world.start()
+        for key, size in sizes.items():
+            for _ in range(3):
+                await world.read("ann", key, 0, size)
+        await world.check_still()
+        assert not world.plane.space.books.refusals
+        await world.end(crash=False)
+
+    asyncio.run(run())

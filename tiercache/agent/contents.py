@@ -372,14 +372,12 @@ class Contents:
         members = self.members(state)
         pinned = self._pinned_members(members)
         wanted = self._wanted(state, members, pinned)
-        readers = {m.digest: self._space.reader_in(state, m.record.pack_offset) for m in wanted}
+        readers = self._readers(state, wanted) if own else {}
         self._space.clear_visited(state)
-        if self._stays(state, wanted, pinned):
+        if self._stays(state, wanted, readers | pinned):
             return False
         for member in wanted:
-            owner, reader = pinned.get(member.digest), NOBODY
-            if own and owner is None:
-                reader = self._space.victims.reader_of(readers[member.digest])
+            owner, reader = pinned.get(member.digest), readers.get(member.digest, NOBODY)
             try:
                 await self._copy_forward(state, member, pinner=owner, reader=reader)
             except CacheFull:
@@ -392,16 +390,30 @@ class Contents:
         self._index.delete_prefix(records.member_prefix(state.id))
         return True
 
-    def _stays(self, state: ExtentState, wanted: list[Member], pinned: Mapping[bytes, str]) -> bool:
+    def _readers(self, state: ExtentState, members: list[Member]) -> dict[bytes, str]:
+        """Return to whom objects of a pack may pass on: to others who read them last, and have
+        room for them."""
+        found: dict[bytes, str] = {}
+        for member in members:
+            mark = self._space.reader_in(state, member.record.pack_offset)
+            reader = self._space.victims.reader_of(mark) if mark else NOBODY
+            if reader in (NOBODY, state.identity):
+                continue
+            if not self._space.quotas.lacking_bytes(reader, member.record.size_bytes):
+                found[member.digest] = reader
+        return found
+
+    def _stays(self, state: ExtentState, wanted: list[Member], others: Mapping[bytes, str]) -> bool:
         """Whether so much of a pack is wanted that copying it would cost more than it frees; where
-        most is pinned, the pack is from now on. What others have pinned is theirs to hold."""
+        most is pinned, the pack is from now on. ``others``: who holds objects by a pin, or takes
+        them over; what is not for this identity does not keep the pack."""
         quotas = self._space.quotas
         wanted_bytes = pinned_bytes = 0
         for member in wanted:
-            owner = pinned.get(member.digest, state.identity)
+            owner = others.get(member.digest, state.identity)
             if owner == state.identity or not quotas.in_force:
                 wanted_bytes += member.record.size_bytes
-                pinned_bytes += member.record.size_bytes if member.digest in pinned else 0
+                pinned_bytes += member.record.size_bytes if member.digest in others else 0
         much = WORTH_COPYING * state.length_bytes
         if pinned_bytes > much:
             may_pin = quotas.may_pin(state.identity, self._space.ledger.charge_of(state.id))

@@ -59,11 +59,6 @@ class Pins:
         self._rebuild()
         return True
 
-    def covers(self, origin: str, key: str) -> bool:
-        if (origin, key) in self._exact:
-            return True
-        return any(o == origin and key.startswith(prefix) for o, prefix, _ in self._trees)
-
     def owners(self, origin: str, key: str) -> list[str]:
         """Return whose pins cover a name."""
         found = [self._exact[origin, key]] if (origin, key) in self._exact else []

@@ -391,9 +391,10 @@ class Space:
 
     def _end_probation(self, state: ExtentState) -> None:
         """Forget what an extent was read while it was new, but for what others read of it."""
-        reader = self.victims.reader_of(0 if state.is_pack else self._state.visited_by(state.slot))
-        if reader in (NOBODY, state.identity):
-            self.clear_visited(state)
+        for slot in range(state.slot, state.slot + state.slots):
+            mark = self._state.visited_by(slot)
+            if mark and self.victims.reader_of(mark) in (NOBODY, state.identity):
+                self._state.take_visited(slot)
 
     # -- whose it is ------------------------------------------------------------------------
 
@@ -461,8 +462,7 @@ class Space:
         who = self.payer() if worker is None else worker
         coming = self._coming_bytes(identity)
         if coming < missing:
-            passed, victims = self.victims.of_own(identity, who, missing - coming)
-            if await self._evict_all(victims, own=True) or passed:
+            if await self._evict_own(identity, who, missing - coming):
                 return True
             if self.seal_packs_of(identity):
                 return True
@@ -493,6 +493,16 @@ class Space:
                 return False
             if await self._evict_all(victims):
                 return True
+        return False
+
+    async def _evict_own(self, identity: str, worker: str, wanted_bytes: int) -> bool:
+        """The same of what one identity holds, or pass it on to others."""
+        for _ in range(2 * len(self.victims)):
+            passed_bytes, victims = self.victims.of_own(identity, worker, wanted_bytes)
+            if await self._evict_all(victims, own=True) or passed_bytes:
+                return True
+            if not victims:
+                return False
         return False
 
     async def _evict_all(self, victims: list[ExtentState], *, own: bool = False) -> bool:

@@ -131,10 +131,6 @@ class Quotas:
         most = self.of(identity).pin_max_bytes
         return most is None or self._ledger.account(identity).pinned_bytes + count <= most
 
-    def over_pinned(self) -> list[str]:
-        """Return who has more pinned than its ``pin_max``, which was lowered."""
-        return [identity for identity in self.capacities if not self.may_pin(identity, 0)]
-
 
 class Queues:
     """SIEVE, a queue for each identity. Not thread safe.
