@@ -80,7 +80,8 @@ async def test_without_a_free_slot_a_process_goes_at_safe_rates(governing: Gover
         assert first.seats[0].slot >= 0  # its own, again
         none_left = await governing.enlist(account(10_000), "a")
         seat = none_left.seats[0]
-        assert (seat.slot, seat.owner, seat.safe_read, seat.max_wait_s) == (-1, 0, 1e6, 2.0)
+        assert (seat.slot, seat.owner, seat.max_wait_s) == (-1, 0, 2.0)
+        assert 0 < seat.safe_read <= 1e6
         governing.gone(7)
         given = await governing.enlist(account(10_000), "a")
         assert given.seats[0].slot >= 0
@@ -155,6 +156,24 @@ def test_a_slot_serves_its_process_under_another_identity(file: LeaseFileWriter)
     seats.leave(governor, 1)
     assert file.slots[one.slot * words.SLOT_WORDS + words.OWNER] == 0
     assert seats.free == words.SLOTS_COUNT - 1
+
+
+def test_safe_rates_of_all_who_pay_for_an_identity_keep_to_its_limit(
+    file: LeaseFileWriter,
+) -> None:
+    """Also those of processes that came first, and use nothing now."""
+    seats, governor = Seats(file), Governor(plan_of("a", limit=1e6), 0.0)
+    taken = [seats.take(governor, process, "a") for process in range(50)]
+    for turn in range(1, 20):
+        governor.turn(turn / 10)
+        seats.publish(governor, shares=True)
+    safe = [file.slots[lease.slot * words.SLOT_WORDS + words.SAFE_READ] for lease in taken if lease]
+    assert len(safe) == 50 and 0 < sum(safe) <= 1e6
+    for process in range(45):
+        seats.leave(governor, process)
+    seats.publish(governor, shares=True)
+    assert taken[49] is not None
+    assert file.slots[taken[49].slot * words.SLOT_WORDS + words.SAFE_READ] == 1e5
 
 
 def test_the_groups_of_a_process_are_told_while_it_lives() -> None:

@@ -89,6 +89,8 @@ class Seats:
         self._by_payer: dict[int, Lease] = {}
         # Whose shares may be others than those stored.
         self._unshared: set[int] = set()
+        # Whether somebody has come or gone since shares were stored.
+        self._has_moved = False
         # Stamps that no other agent of this directory has used: time goes on.
         self._owner = time_ns()
 
@@ -119,6 +121,7 @@ class Seats:
             log.warning("no slot of the lease file is free: %s goes at a safe rate", process)
             return None
         own[identity] = self._by_payer[lease.payer] = lease
+        self._has_moved = True
         self._publish_grant(governor, lease)
         self._publish_shares(governor, lease)
         return lease
@@ -143,6 +146,7 @@ class Seats:
 
     def leave(self, governor: Governor, process: Process) -> None:
         """Free what a process had."""
+        self._has_moved = True
         for lease in self._leases.pop(process, {}).values():
             del self._by_payer[lease.payer]
             governor.leave(lease.payer)
@@ -209,9 +213,12 @@ class Seats:
                 self._publish_grant(governor, lease)
                 self._unshared.add(payer)
         if shares:
-            for payer in self._unshared & self._by_payer.keys():
+            # With the number of an identity's payers the part of each changes.
+            everybody = self._by_payer.keys()
+            for payer in everybody if self._has_moved else everybody & self._unshared:
                 self._publish_shares(governor, self._by_payer[payer])
             self._unshared.clear()
+            self._has_moved = False
 
     def publish_all(self, governor: Governor) -> None:
         """Store everything anew: there is another plan."""
