@@ -178,6 +178,21 @@ def test_who_stops_taking_its_grants_does_not_keep_them_from_others() -> None:
     assert governor.grant(stopped)[0] == 1
 
 
+def test_who_was_silent_has_no_claim_to_what_others_used_meanwhile() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=6_553_600.0))), 0.0)
+    payers = [governor.join("a"), governor.join("a")]
+    counts = [0, 0]
+    for turn in range(1, 401):
+        for number, payer in enumerate(payers[: 1 if turn <= 300 else 2]):
+            if governor.grant(payer)[0] > 0:
+                governor.used(payer, READ_64K)
+                counts[number] += turn > 300
+            governor.wants(payer, READ_64K, turn / 100)
+        governor.turn(turn / 100)
+    assert sum(counts) >= 95
+    assert counts[1] <= 0.55 * sum(counts)
+
+
 def test_the_report_names_the_bucket_that_binds() -> None:
     governor = Governor(
         plan(

@@ -78,6 +78,8 @@ def test_a_reservation_is_met_beside_three_greedy_others(turns: Turns, seed: int
     simulation = run(shares, greedy("a") + others, turns, seed)
     for found in read_rates(simulation, "a"):
         assert found >= 0.97 * 300 * MB
+    # What is reserved counts towards what its weight gives it, which is less here.
+    assert settled(simulation, "a")[0] <= 1.05 * 300 * MB
 
 
 @pytest.mark.parametrize("counts", [(1, 7), (7, 1), (4, 4)])
@@ -222,3 +224,10 @@ def test_what_is_reserved_for_a_class_goes_to_it_before_those_above(
     simulation = run(shares, greedy("a") + greedy("b", 3) + greedy("c", 2), turns, seed)
     for found in (settled(simulation, "a")[0], settled(simulation, "b")[0]):
         assert found == pytest.approx(50 * MB, rel=0.05)
+
+
+def test_what_is_reserved_for_a_class_counts_towards_its_weight(turns: Turns, seed: int) -> None:
+    kept = ClassPlan(name="kept", shares=(Share(reserve=300 * MB), Share(), Share()))
+    shares = plan(identity("a", class_name="kept"), identity("b"), classes=(kept,))
+    simulation = run(shares, greedy("a") + greedy("b"), turns, seed)
+    assert settled(simulation, "a")[0] == pytest.approx(300 * MB, rel=0.05)
