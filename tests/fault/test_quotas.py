@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from tests.fault.cache_rig import (
     FileOrigin,
     assert_ledger_agrees,
     cache_settings,
+    end,
     end_agents,
     kill_agent,
     namespace,
     occupied_bytes,
     shut_down,
+    start_script,
     wait_for,
 )
 from tiercache import catalog, compose
@@ -29,6 +32,7 @@ from tiercache.namespace import Namespace
 from tiercache.qos_reports import QuotaNow
 from tiercache.records import QuotaRecord
 from tiercache.settings import MetadataSettings, QosSettings, Settings
+from tiercache.testing.datasets import object_bytes
 from tiercache.units import KIB, MIB
 
 pytestmark = pytest.mark.timeout(120)
@@ -299,3 +303,47 @@ def test_without_a_policy_any_more_nothing_is_recorded(rig: Rig) -> None:
         shut_down(ns)
     assert sums(bare) == {}
     assert compose.fsck(bare).clean
+
+
+def test_writes_are_charged_to_who_writes(rig: Rig) -> None:
+    with namespace(rig.settings()) as ns:
+        for number, size in enumerate((3 * MIB, 50 * KIB, 9 * MIB, 2 * MIB, 200 * KIB)):
+            data = object_bytes(f"write/{number}", size)
+            ns.write(f"/m/ann/w{number}", data)
+            assert ns.read(f"/m/ann/w{number}") == data
+            assert quota(ns, "ann").used_bytes <= MAX_BYTES
+        assert quota(ns, "ann").used_bytes > MIB
+        assert quota(ns, "default").used_bytes == 0
+        assert not ns.qos.check_quotas().problems
+        shut_down(ns)
+    assert compose.fsck(rig.settings()).clean
+
+
+def test_many_processes_of_two_identities_at_once(rig: Rig) -> None:
+    script = """
+for _ in range(2):
+    for path in arguments:
+        data = ns.read(path)
+        assert data == object_bytes(path[3:].split("/")[0] + "/" + str(int(path[-5:])), len(data))
+print("right", flush=True)
+"""
+    settings = rig.settings()
+    with namespace(settings) as ns:
+        ns.stat("/m/ann")
+        readers = [
+            start_script(script, settings, *rig.paths(who)) for who in ("ann", "bob", "ann", "rest")
+        ]
+        try:
+            most = 0
+            while any(reader.poll() is None for reader in readers):
+                most = max(most, quota(ns, "ann").used_bytes)
+                select.select([], [], [], 0.01)
+            assert all(reader.communicate()[0] == b"right\n" for reader in readers)
+        finally:
+            for reader in readers:
+                end(reader)
+        assert MAX_BYTES // 2 < most <= MAX_BYTES
+        assert quota(ns, "bob").used_bytes >= MIN_BYTES
+        wait_for(lambda: not quota(ns, "ann").reserved_bytes)
+        assert not ns.qos.check_quotas().problems
+        assert_ledger_agrees(ns, rig.root / "cache")
