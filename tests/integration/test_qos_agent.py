@@ -127,20 +127,20 @@ def test_tokens_come_at_the_rate_of_the_limit(rig: Rig) -> None:
             client.link.tell(wire.Wake())
         time.sleep(0.001)
 
-    count_for(2.0, pay)
-    assert 60 < slot[words.USED_OPS] < 130  # 50 a second, and a burst
+    count_for(1.0, pay)
+    assert 25 < slot[words.USED_OPS] < 80  # 50 a second, and a burst
 
 
 def test_misses_names_and_writes_are_charged_at_the_agent(rig: Rig) -> None:
     rig.write_policy(SLOW)
-    objects = rig.origin.fill("misses", [500_000] * 12)
+    objects = rig.origin.fill("misses", [500_000] * 6)
     client = rig.client(name="slow")
     began = time.monotonic()
-    for key, data in objects.items():  # 6 MB at 2 MB/s
+    for key, data in objects.items():  # 3 MB at 2 MB/s
         assert client.reader.read(f"/m/{key}") == data
-    assert 1.5 < time.monotonic() - began < 20
+    assert 0.7 < time.monotonic() - began < 20
     lookup = wire.Lookup("/m/00000")
-    assert count_for(2.0, lambda: client.link.request(lookup, wire.Found)) < 150  # 50 a second
+    assert count_for(1.0, lambda: client.link.request(lookup, wire.Found)) < 100  # 50 a second
 
 
 def test_nobody_else_pays_for_it(rig: Rig) -> None:
@@ -210,10 +210,10 @@ def test_a_running_client_keeps_to_a_policy_that_comes_changes_and_ends(rig: Rig
         wait_for(lambda: reads_in(reader, 0.5) > 1000, timeout_s=30.0)
         qos.apply(with_version(SLOW))  # 50 operations a second
         wait_for(lambda: reads_in(reader, 0.5) < 100)
-        assert 50 < reads_in(reader, 2.0) < 150
+        assert 25 < reads_in(reader, 1.0) < 90
         qos.set("slow", {"operations.limit": "400", "read.limit": "1GB/s"})
         wait_for(lambda: reads_in(reader, 0.5) > 100)
-        assert 400 < reads_in(reader, 2.0) < 1200
+        assert 200 < reads_in(reader, 1.0) < 700
         qos.apply(with_version(SLOW.replace('"slow"', '"other"')))
         wait_for(lambda: reads_in(reader, 0.5) > 1000)  # nobody's limit
     finally:
@@ -244,7 +244,7 @@ def test_an_agent_that_is_killed_leaves_its_clients_their_shares(rig: Rig) -> No
         wait_for(lambda: reads_in(reader, 0.5), timeout_s=30.0)
         assert reads_in(reader, 1.0) < 200
         assert kill_agent(rig.cache)
-        assert 0 < reads_in(reader, 3.0) < 450
+        assert 0 < reads_in(reader, 2.0) < 300
         wait_for(lambda: use_of(rig.client(), "slow").operations)
         assert 0 < reads_in(reader, 2.0) < 300
     finally:
