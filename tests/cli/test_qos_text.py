@@ -85,6 +85,13 @@ def test_without_a_policy_nothing_is_listed() -> None:
     assert top_lines(Top()) == ["no policy is in force: everybody gets what there is"]
 
 
+def test_a_refused_policy_where_none_is_in_force() -> None:
+    assert show_head(Show(error="x:1: no"), "-") == [
+        "policy    none is in force",
+        "REFUSED   x:1: no",
+    ]
+
+
 TRAINING = IdentityNow(
     name="training",
     class_name="batch",
@@ -107,7 +114,7 @@ def test_show() -> None:
     told = Show(
         generation=7,
         source="/etc/qos.toml",
-        error="/etc/qos.toml:3: what is this",
+        error="/etc/qos.toml: 2 mistakes\n:3: what is this\n:4: and this",
         profile="training-first",
         node=RatesNow(read=2e9, operations=5e4),
         measured=RatesNow(read=2e9),
@@ -121,7 +128,7 @@ def test_show() -> None:
     assert show_head(told, "yesterday") == [
         "policy    generation 7, from /etc/qos.toml",
         "profile   training-first",
-        "REFUSED   /etc/qos.toml:3: what is this; the last good policy holds",
+        "REFUSED   /etc/qos.toml: 2 mistakes\n          :3: what is this\n          :4: and this",
         "node      read 2 GB/s, operations 50 k/s",
         "measured  read 2 GB/s (yesterday)",
         "changes   in 2:03:00",
@@ -241,7 +248,7 @@ def test_explain() -> None:
     [
         ({}, []),
         ({"generation": 0, "error": "", "identities": []}, []),
-        ({"generation": 0, "error": "no", "identities": []}, [("QOS", "no")]),
+        ({"generation": 0, "error": "no\n1\n2", "identities": []}, [("QOS", "no")]),
         (
             {
                 "generation": 2,

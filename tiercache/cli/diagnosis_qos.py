@@ -35,7 +35,8 @@ def policy(settings: Settings) -> Iterator[Finding]:
             yield Finding(WHAT, Level.OK, "none: everybody gets what there is")
         return
     if told.error:
-        yield Finding(WHAT, Level.WARN, f"the agent refuses it: {told.error}", REFUSED)
+        first = told.error.partition("\n")[0]
+        yield Finding(WHAT, Level.WARN, f"the agent refuses it: {first}", REFUSED)
     if told.generation:
         yield Finding(
             WHAT, Level.OK, f"generation {told.generation} is in force, from {told.source}"

@@ -99,10 +99,14 @@ def show_head(told: Show, shown_time: str) -> list[str]:
     """Return the lines above the tables; ``shown_time`` is when the node was measured."""
     if not told.generation and not told.error:
         return ["no policy is in force: everybody gets what there is"]
+    # Several mistakes are several lines.
+    refused = ("REFUSED", told.error.replace("\n", f"\n{'':<10}"))
+    if not told.generation:
+        return [f"{name:<9} {text}" for name, text in (("policy", "none is in force"), refused)]
     facts = [
         ("policy", f"generation {told.generation}, {source_text(told.source)}"),
         ("profile", told.profile),
-        ("REFUSED", f"{told.error}; the last good policy holds" if told.error else ""),
+        refused,
         ("node", rates(told.node) or "not known: calibrate it, or say [node] in the policy"),
         ("measured", f"{rates(told.measured)} ({shown_time})" if rates(told.measured) else ""),
     ]

@@ -149,7 +149,8 @@ def qos_rows(qos: dict[str, Any]) -> list[tuple[str, str]]:
             text += "wait" if len(waiting) > 1 else "waits"
         rows.append(("qos", text))
     if qos.get("error"):
-        rows.append(("QOS", qos["error"]))
+        # Several mistakes are several lines; tiercache qos show has them all.
+        rows.append(("QOS", qos["error"].partition("\n")[0]))
     return rows
 
 
