@@ -319,6 +319,16 @@ def _slots_taken(ns: Namespace) -> int:
     return sum(leases.slots[n * words.SLOT_WORDS] != 0 for n in range(words.SLOTS_COUNT))
 
 
+def test_who_has_lost_its_connections_is_seated_again(counted: Counted) -> None:
+    warm(counted.ns, counted.small)
+    counted.ns.client.link.close()  # as where each was broken off in the middle of an answer
+    wait_for(lambda: _slots_taken(counted.ns) == 0)
+    wait_for(lambda: counted.ns.read(counted.small, 0, 1000) and _slots_taken(counted.ns))
+    payer = counted.ns.reader().payer(counted.small)
+    assert payer is not None
+    assert not payer._lease.is_lost
+
+
 def test_hits_go_on_without_an_agent_and_pay_the_next(rig: Rig) -> None:
     rig.write_policy(AMPLE)
     rig.origin.fill("clients", [SMALL, SMALL])

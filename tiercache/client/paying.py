@@ -175,6 +175,8 @@ class Payer:
         not charged again."""
         while True:
             piece = min(count, PIECE_BYTES)
+            if self._is_over(_now_ns()):
+                await asyncio.get_running_loop().run_in_executor(None, self._agency.renew)
             if not self._pay_now(piece, operations):
                 await self._wait_async(path, piece, operations)
             operations, count = 0, count - piece
@@ -197,7 +199,17 @@ class Payer:
 
     # -- waiting ----------------------------------------------------------------------------
 
+    def _is_over(self, now_ns: int) -> bool:
+        """Return whether the seat is none any more, and it is time to ask for another."""
+        lease = self._lease
+        if lease.is_off or self._is_retired:
+            return False
+        is_over = lease.is_lost or not self._agency.is_current()
+        return is_over and self._agency.may_renew(now_ns)
+
     def _pay(self, path: str, count: int, operations: int) -> None:
+        if self._is_over(_now_ns()):
+            self._agency.renew()  # also where it need not wait: its use is to be counted
         if self._pay_now(count, operations):
             return
         waiter = _Waiter(count, operations, _now_ns())
@@ -276,8 +288,7 @@ class Payer:
             if self._admit(waiter.count, waiter.operations):
                 return None
             lease = self._lease
-            is_over = lease.is_lost or not self._agency.is_current()
-            if is_over and self._agency.may_renew(now_ns):
+            if self._is_over(now_ns):
                 return self._agency.renew
             lease.say_waiting(waiter.count, waiter.operations, waiter.since_ns)
             if not lease.is_alone and now_ns - lease.turned_ns > STALE_NS:
