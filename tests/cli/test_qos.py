@@ -167,7 +167,7 @@ def test_a_policy_is_applied_whole_or_not_at_all(node: Node) -> None:
     ns = node.start()
     node.policy.write_text(POLICY)
     dry = node.ok("apply", str(node.policy), "--dry-run")
-    assert "training" in dry.out and "generation 0 stays in force" in dry.err
+    assert "training" in dry.out and dry.err == "no policy is in force\n"
     assert node.show().generation == 0
     asked = node("apply", str(node.policy))
     assert asked.code == 2 and "--yes" in asked.err
@@ -287,6 +287,16 @@ def test_mistakes(busy: Node, command: list[str], code: tuple[int, ...], said: s
     ran = busy(*command)
     assert ran.code in code and said in ran.err and len(ran.err.splitlines()) <= 2
     assert busy.show().generation == generation and not busy.show().overrides
+
+
+def test_the_node_is_measured(busy: Node) -> None:
+    before = busy.show().measured_unix_s or 0.0
+    ran = busy.ok("calibrate")
+    assert "read " in ran.out and "the node is busy" in ran.err
+    told = busy.show()
+    assert (told.measured_unix_s or 0.0) > before and (told.measured.read or 0.0) > 0
+    # What the policy says of the node goes before what was measured.
+    assert told.node.read == 2e9
 
 
 # -- explain and top ------------------------------------------------------------------------

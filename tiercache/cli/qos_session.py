@@ -68,4 +68,7 @@ def print_changed(changed: Changed, *, as_document: bool) -> None:
         out(difference)
     if not changed.differences:
         out("nothing changes")
-    say(f"generation {changed.generation} {'stays' if changed.dry_run else 'is'} in force")
+    if changed.generation:
+        say(f"generation {changed.generation} {'stays' if changed.dry_run else 'is'} in force")
+    else:
+        say("no policy is in force")
