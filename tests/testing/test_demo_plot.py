@@ -41,6 +41,7 @@ def test_an_svg_holds_a_panel_a_line_with_all_points_in_place() -> None:
     texts = [one.text for one in drawn.iter(f"{NAMESPACE}text")]
     assert "a <title>" in texts and "training, reads/s" in texts
     assert texts.count("policy applied") == 2
+    assert {"0", "25", "50", "75", "100"} <= set(texts)
     lines = [one.get("points", "") for one in drawn.iter(f"{NAMESPACE}polyline")]
     assert len(lines) == 2
     first = [tuple(map(float, pair.split(","))) for pair in re.split(" ", lines[0])]
@@ -50,3 +51,8 @@ def test_an_svg_holds_a_panel_a_line_with_all_points_in_place() -> None:
     # Down is more on a screen: the zero lies lowest, the half between.
     assert ys[0] == ys[2] < ys[3] < ys[1]
     assert plot.seconds == 2.0
+
+
+def test_large_values_are_written_out() -> None:
+    drawn = svg(Plot(title="", step_s=1.0, lines=(Line(name="n", unit="u", values=[19_000.0]),)))
+    assert ">20,000<" in drawn and ">5,000<" in drawn

@@ -88,7 +88,7 @@ def _panel(plot: Plot, line: Line, top: float, colour: str) -> Iterable[str]:
         value = most * tick / TICKS
         y = top + high * (1 - tick / TICKS)
         yield _stroke(LEFT, y, WIDTH - RIGHT, y, opacity=0.15)
-        yield _text(LEFT - 6, y + 4, f"{value:,.4g}", anchor="end")
+        yield _text(LEFT - 6, y + 4, _tick(value), anchor="end")
     for at_s, text in plot.marks:
         yield _stroke(_x(plot, at_s), top, _x(plot, at_s), top + high, opacity=0.6, dashes="4 3")
         yield _text(_x(plot, at_s) + 4, top + 10, text)
@@ -97,6 +97,10 @@ def _panel(plot: Plot, line: Line, top: float, colour: str) -> Iterable[str]:
         for number, value in enumerate(line.values)
     )
     yield f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _time_axis(plot: Plot, y: float) -> Iterable[str]:
