@@ -323,7 +323,11 @@ def test_who_has_lost_its_connections_is_seated_again(counted: Counted) -> None:
     warm(counted.ns, counted.small)
     counted.ns.client.link.close()  # as where each was broken off in the middle of an answer
     wait_for(lambda: _slots_taken(counted.ns) == 0)
-    wait_for(lambda: counted.ns.read(counted.small, 0, 1000) and _slots_taken(counted.ns))
+    wait_for(
+        lambda: (
+            [counted.ns.read(counted.small, 0, 10) for _ in range(100)] and _slots_taken(counted.ns)
+        )
+    )
     payer = counted.ns.reader().payer(counted.small)
     assert payer is not None
     assert not payer._lease.is_lost

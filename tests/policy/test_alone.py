@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercache.policy.alone import BURST_S, HOLD_S, LEAST_OPERATIONS, LEAST_READ, Alone
+from tiercache.policy.alone import (
+    BURST_S,
+    HOLD_S,
+    LEAST_OPERATIONS,
+    LEAST_READ,
+    LOOK_OPERATIONS,
+    Alone,
+)
 from tiercache.policy.lease_words import UNLIMITED
 
 MB = 1e6
@@ -59,9 +66,10 @@ def test_rates(
     assert Alone(rates, safe, 0.0).rates == expected
 
 
-def test_what_is_not_rationed_is_granted_without_end() -> None:
+def test_what_is_not_rationed_is_looked_at_now_and_then() -> None:
     alone = Alone((inf, inf), (inf, inf), 0.0)
-    assert alone.grants((1 << 50, 1 << 40), 0.0) == (UNLIMITED, UNLIMITED)
+    assert alone.grants((1 << 50, 1 << 40), 0.0) == (UNLIMITED, (1 << 40) + LOOK_OPERATIONS)
+    assert alone.wait_s(1) == 0.0
 
 
 def test_a_debt_is_paid_off_and_never_forgiven() -> None:

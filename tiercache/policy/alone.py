@@ -17,6 +17,8 @@ from tiercache.policy.token_bucket import TokenBucket
 HOLD_S = 10.0
 # Saved up at most, in seconds of the rate: a lease from the governor is as large.
 BURST_S = 0.02
+# Granted at once at most, whatever the rate: so often it is looked whether there is an agent again.
+LOOK_OPERATIONS = 256
 # Whatever was heard, nobody is stopped: a page and a few operations a second.
 LEAST_READ = 65536.0
 LEAST_OPERATIONS = 4.0
@@ -55,7 +57,7 @@ class Alone:
             bucket.charge(count - before)
             words.append(UNLIMITED if bucket.rate == inf else count + max(0, int(bucket.level)))
         self._used = used
-        return words[0], words[1]
+        return words[0], min(words[1], used[1] + LOOK_OPERATIONS)
 
     def wait_s(self, operations: int) -> float:
         """Return how long after the last ``grants`` what counts so many operations is admitted."""
