@@ -207,3 +207,18 @@ def test_a_limit_holds_whatever_the_length_of_turns(seed: int, every_s: float) -
     simulation.run_to(9.5)
     assert not limits_hold(simulation)
     assert rate(simulation.seen.identities["a"], from_s=2, to_s=9.5)[0] >= 0.95 * 50 * MB
+
+
+def test_the_first_turn_after_silence_lends_no_more_than_there_is(seed: int) -> None:
+    """Floors of identities that one class bounds together, after a turn of seconds."""
+    batch = ClassPlan(name="batch", shares=shares(limit=40 * MB))
+    users = [IdentityPlan(name=name, class_name="batch") for name in "ab"]
+    plan = Plan(
+        node=(500 * MB, inf, inf),
+        classes=(ClassPlan(), batch),
+        identities=(IdentityPlan(), *users),
+    )
+    loads = [Load(identity=name, operation_bytes=1 << 20, begins_s=1.5) for name in "ab"]
+    simulation = Simulation(plan, loads, seed=seed)
+    simulation.run_to(4.0)
+    assert not limits_hold(simulation)

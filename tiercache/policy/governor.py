@@ -320,7 +320,7 @@ class Governor:
             return
         reserved = sum(i.plan.shares[resource].reserve for i in self._identities.values())
         share = max(FLOOR_SHARE_RESERVED, min(FLOOR_SHARE, 1 - reserved / pool.rate))
-        part = passed_s / FLOOR_S
+        part = min(1.0, passed_s / FLOOR_S)
         floors = water_fill(
             min(share * pool.rate * passed_s, free),
             weights=[1.0] * len(waiting),
@@ -331,7 +331,7 @@ class Governor:
             had=[0.0] * len(waiting),
         )
         for account, floor in zip(waiting, floors, strict=True):
-            account.lend(floor)
+            account.lend(max(0.0, min(floor, account.lendable)))
 
     def _give_reserved(self, resource: Resource, groups: list[Group], node: Pool | None) -> None:
         """Lend what is reserved for identities; then what is reserved for whole classes, less what
