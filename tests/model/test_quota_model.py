@@ -230,3 +230,28 @@ def test_what_an_identity_reads_again_and_again_still_makes_room(tmp_path: Path)
         await world.end(crash=False)
 
     asyncio.run(run())
+
+
+def test_what_readers_hold_open_makes_others_read_through_and_not_wait_for_ever(
+    tmp_path: Path,
+) -> None:
+    sizes = {f"t{number:02}": 400 * KIB for number in range(20)}
+
+    async def run() -> None:
+        world = World(tmp_path, sizes, capacity_bytes=64 * MIB)
+        world.capacities = {"ann": Capacity(max_bytes=3 * MIB)}
+        await world.start()
+        for key in list(sizes)[:8]:
+            await world.read("ann", key, 0, sizes[key])
+        held = [world.extents.open(extent_id) for extent_id in world.plane.space.live]
+        async with asyncio.timeout(20):  # each of its extents could be waited for
+            await world.read("ann", "t19", 0, sizes["t19"])
+        world.look()
+        assert not world.failures
+        assert world.plane.space.books.refusals_of("ann").denied > 0
+        held.clear()
+        await world.read("ann", "t18", 0, sizes["t18"])
+        await world.check_still()
+        await world.end(crash=False)
+
+    asyncio.run(run())

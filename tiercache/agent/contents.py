@@ -271,7 +271,7 @@ class Contents:
                 data_id=self._space.next_id(),
             )
         except BaseException:
-            self._space.release(EXTENT_OVERHEAD_BYTES, identity)
+            self._space.ledger.release(EXTENT_OVERHEAD_BYTES, identity)
             raise
         state.busy += 1
         reserved: int | None = None

@@ -321,7 +321,7 @@ class Filler:
                     return place
                 state = contents.extent_of(current, number)
             finally:
-                space.release(reserved, identity)
+                space.ledger.release(reserved, identity)
         assert state is not None
         state.busy += 1
         try:

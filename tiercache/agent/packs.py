@@ -101,7 +101,7 @@ class PackWriter:
             if state is not None:
                 state.busy -= 1
             if not queued:
-                self._space.release(reserved, self._identity)
+                self._space.ledger.release(reserved, self._identity)
 
     async def _place(self, aligned: int, reserved: int) -> tuple[ExtentState, int, bool]:
         """Return the pack, the place in it, and whether the pack is new. Raises CacheFull where it

@@ -76,7 +76,7 @@ def build_qos(
         clock,
         executor,
         lambda count: space.reserve(count, identity=NOBODY),
-        lambda count: space.release(count, NOBODY),
+        lambda count: space.ledger.release(count, NOBODY),
     )
     policing = Policing(
         parts.places, parts.language, clock, executor, calibration, audit, governing.keep_to

@@ -240,10 +240,6 @@ class Space:
         ceiling, free = self.quotas.ceiling_bytes(who), self.ledger.room_bytes - self.headroom_bytes
         return free if ceiling is None else min(free, ceiling - self.ledger.account(who).used_bytes)
 
-    def release(self, count: int, identity: str) -> None:
-        """Give a reservation back."""
-        self.ledger.release(count, identity)
-
     def _try_reserve(self, count: int, identity: str, use_headroom: bool) -> bool:
         headroom = 0 if use_headroom else self.headroom_bytes
         self.ledger.overhead_bytes = FIXED_OVERHEAD_BYTES + self._index.size_bytes()
@@ -275,13 +271,16 @@ class Space:
         return True
 
     async def _make_own_room(self, identity: str, count: int) -> None:
-        """Have an identity give up as much of its own as it takes. Raises CacheFull."""
+        """Have an identity give up as much of its own as it takes, within HELD_WAIT_S. Raises
+        CacheFull."""
         gradual_bytes = self.capacity_bytes // GRADUAL_SHARE
+        clock = asyncio.get_running_loop().time
         async with self._reclaiming_own.setdefault(identity, asyncio.Lock()):
+            until_s = clock() + HELD_WAIT_S
             while missing := self.quotas.lacking_bytes(identity, count):
-                ceiling = self.quotas.ceiling_bytes(identity)
-                hopeless = ceiling is None or count > ceiling or missing > count + gradual_bytes
-                if hopeless or not await self._reclaim_own(identity, missing):
+                too_much = count > (self.quotas.ceiling_bytes(identity) or 0)
+                too_far = missing > count + gradual_bytes or clock() > until_s
+                if too_much or too_far or not await self._reclaim_own(identity, missing):
                     raise self._denial(identity, count)
 
     def _denial(self, identity: str, count: int) -> CacheFull:

@@ -354,7 +354,7 @@ class Writes:
                 first_page=number * copy.extent_bytes // PAGE_BYTES,
             )
         except BaseException:
-            self._space.release(EXTENT_OVERHEAD_BYTES, copy.identity)
+            self._space.ledger.release(EXTENT_OVERHEAD_BYTES, copy.identity)
             raise
         state.busy += 1
         return state
