@@ -75,6 +75,7 @@ class Calibration:
         release: Callable[[int], None],
     ) -> None:
         self._path = path
+        self._probe = path.with_name(f"{path.name}.probe")
         self._clock = clock
         self._executor = executor
         self._reserve = reserve
@@ -97,6 +98,8 @@ class Calibration:
 
     def load(self) -> None:
         """Take over what was measured before; what cannot be read is measured anew. Blocks."""
+        with contextlib.suppress(OSError):  # of an agent that was killed while it measured
+            os.unlink(self._probe)
         with contextlib.suppress(TiercacheError, OSError, msgspec.DecodeError):
             data = kept.read(self._path, MAX_FILE_BYTES)
             if data is not None:
@@ -121,7 +124,7 @@ class Calibration:
         try:
             await self._reserve(size_bytes)
             try:
-                place = str(self._path.with_name(f"{self._path.name}.probe"))
+                place = str(self._probe)
                 read, write, direct = await self._on_thread(lambda: _measure(place, size_bytes))
             finally:
                 self._release(size_bytes)
