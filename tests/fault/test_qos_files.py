@@ -10,15 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tiercache.agent.audit import AUDIT_BYTES, DENIALS_S, Audit
-from tiercache.agent.calibration import FALLBACK_READ, FILE_BYTES, Calibration
+from tiercache.agent.calibration import FALLBACK_READ, FILE_BYTES, Calibration, Measured
 from tiercache.agent.policing import Places, Policing
 from tiercache.clock import FakeClock
 from tiercache.config import qos_language
 from tiercache.errors import CacheFull, ConfigError
-from tiercache.policy.qos import Plan, Resource
+from tiercache.policy.qos import Plan, Rates, Resource
 from tiercache.policy.qos_rules import Policy
 
 pytestmark = pytest.mark.timeout(60)
@@ -101,6 +102,12 @@ class Bench:
         )
         found.load()
         return found
+
+    @property
+    def node(self) -> Rates:
+        plan = self.told[-1]
+        assert plan is not None
+        return plan.node
 
     @property
     def limit(self) -> float:
@@ -248,6 +255,36 @@ async def test_a_node_is_measured_within_the_cache(bench: Bench) -> None:
     again.load()
     assert again.measured == measured
     assert FILE_BYTES <= 64 << 20  # a small one lends less
+
+
+async def test_a_node_that_delivers_all_that_was_measured_is_believed_to_deliver_more(
+    bench: Bench,
+) -> None:
+    measured = Measured(read=100e6, write=50e6)
+    (bench.root / "calibration.json").write_bytes(msgspec.json.encode(measured))
+    bench.file.write_text('version = 1\n[node]\nread = "auto"\nwrite = "auto"\n')
+    policing = bench.policing()
+    used = [0.0, 0.0, 0.0]
+    policing.used = lambda: (used[0], used[1], used[2])
+
+    async def deliver(read_per_s: float, write_per_s: float, seconds: float) -> Rates:
+        bench.clock.advance(seconds)
+        used[0] += read_per_s * seconds
+        used[1] += write_per_s * seconds
+        await policing.look()
+        plan = bench.told[-1]
+        assert plan is not None
+        return plan.node
+
+    assert (await deliver(90e6, 20e6, 1.0))[:2] == (100e6, 50e6)
+    assert (await deliver(99e6, 20e6, 1.0))[:2] == (pytest.approx(110e6), 50e6)
+    assert (await deliver(110e6, 50e6, 30.0))[:2] == (pytest.approx(110e6), 50e6)  # too long ago
+    for _ in range(40):  # the hardware's end
+        node = await deliver(min(300e6, bench.node[0]), 0.0, 1.0)
+    assert 300e6 < node[0] <= 1.1 * 300e6 / 0.97 and node[1] == 50e6
+    again = bench.calibration()
+    again.load()
+    assert again.rates[:2] == node[:2]
 
 
 async def test_a_node_that_cannot_be_measured_has_careful_rates(bench: Bench) -> None:

@@ -108,6 +108,10 @@ class Places:
     audit: Path
 
 
+def _nothing() -> Rates:
+    return 0.0, 0.0, 0.0
+
+
 class Policing:
     """``changed`` is called with the policy and its plan whenever they are others than before."""
 
@@ -132,6 +136,9 @@ class Policing:
         self.error = ""
         self.since_unix_s = 0.0
         self.cache_bytes: int | None = None
+        # Set by who counts: tokens that everybody has used since the agent started.
+        self.used: Callable[[], Rates] = _nothing
+        self._seen: tuple[float, Rates] = (clock.now(), _nothing())
         self._overrides: tuple[Override, ...] = ()
         self._plan: Plan | None = None
         self._stamp: Stamp | None = None
@@ -234,7 +241,23 @@ class Policing:
             if node.read is None or node.write is None:
                 await self._calibration.measure()
                 self.replan()
+        if node is not None:
+            await self._learn()
         await self._audit.flush()
+
+    async def _learn(self) -> None:
+        """Let what the node delivered since the last look correct what was measured of it."""
+        now_s, used = self._clock.now(), self.used()
+        (seen_s, seen), self._seen = self._seen, (now_s, used)
+        passed_s = now_s - seen_s
+        # A look that came late or early says less of a rate than the bursts at its ends.
+        if not LOOK_S / 2 < passed_s < 2 * LOOK_S:
+            return
+        read, write, operations = (
+            (now - then) / passed_s for now, then in zip(used, seen, strict=True)
+        )
+        if await self._calibration.learn((read, write, operations)):
+            self.replan()
 
     async def _reload(self) -> None:
         try:
