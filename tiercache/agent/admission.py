@@ -289,6 +289,15 @@ class Admission:
 
     # -- outcomes ---------------------------------------------------------------------------
 
+    def used(self) -> Rates:
+        """Return the tokens that all identities have used since the agent started."""
+        tallies = self.tallies.values()
+        return (
+            sum(tally.read_bytes for tally in tallies),
+            sum(tally.written_bytes for tally in tallies),
+            sum(tally.operations for tally in tallies),
+        )
+
     def tally(self, identity: str) -> Tally:
         return self.tallies.setdefault(identity, Tally())
 

@@ -269,15 +269,6 @@ class Governing:
         leased = {lease.process for lease in self.seats if lease.identity == identity}
         return len(leased | self.admission.processes(identity))
 
-    def used(self) -> Rates:
-        """Return the tokens that all identities have used since the agent started."""
-        totals = self.totals.values()
-        return (
-            sum(total.read_bytes for total in totals),
-            sum(total.written_bytes for total in totals),
-            sum(total.operations for total in totals),
-        )
-
     # -- turns ------------------------------------------------------------------------------
 
     def wake(self) -> None:

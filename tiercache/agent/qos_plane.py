@@ -81,7 +81,7 @@ def build_qos(
     policing = Policing(
         parts.places, parts.language, clock, executor, calibration, audit, governing.keep_to
     )
-    policing.used = governing.used
+    policing.used = governing.admission.used
     desk = QosDesk(governing, policing, calibration, audit, mounts, clock, QuotaDesk(plane))
     desk.backends = lambda: tuple(endpoints.limits())
     desk.waits = endpoints.waits
