@@ -241,6 +241,8 @@ def only_problem(text: str) -> Any:
         ("read = { reserve = -5 }", "read.reserve", "-5"),
         ('read = { reserve = "unlimited" }', "read.reserve", "unlimited"),
         ("read = { weight = 0 }", "read.weight", "0"),
+        ("read = { weight = 1e-308 }", "read.weight", "1e-308"),
+        ("read = { weight = 1001 }", "read.weight", "1001"),
         ('read = { weight = "3" }', "read.weight", "'3'"),
         ("read = { burst = 0 }", "read.burst", "0"),
         ('read = { burst = "5 parsecs" }', "read.burst", "size unit"),

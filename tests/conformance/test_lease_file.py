@@ -111,16 +111,37 @@ def test_the_words_have_their_places() -> None:
     assert words.FILE_BYTES == FILE_BYTES
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"TCLEASE1", b"TCLEASE2".ljust(FILE_BYTES, b"\0"), b"x" * FILE_BYTES]
-)
-def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "leases.state"
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    path, content = tmp_path / "leases.state", b"TCLEASE2".ljust(FILE_BYTES, b"\0")
     path.write_bytes(content)
     for side in (LeaseFileReader, LeaseFileWriter):
         with pytest.raises(FormatError, match="not a lease file"):
             side(path)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"TCLEASE1", b"\0" * FILE_BYTES, b"x" * FILE_BYTES])
+def test_what_was_cut_short_or_written_over_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "leases.state"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="not a lease file"):
+        LeaseFileReader(path)
+    writer = LeaseFileWriter(path)
+    writer.begin()
+    assert writer.new_generation() == 1
+    assert path.stat().st_blocks * 512 >= FILE_BYTES
+    assert os.listdir(tmp_path) == ["leases.state"]
+    LeaseFileReader(path).close()
+    writer.close()
+
+
+def test_a_generation_that_was_written_over_stops_no_policy(tmp_path: Path) -> None:
+    writer = LeaseFileWriter(tmp_path / "leases.state")
+    with open(tmp_path / "leases.state", "r+b") as file:
+        file.seek(8 * words.GREATEST_WORD)
+        file.write(b"\xff" * 8)
+    assert [writer.new_generation(), writer.new_generation()] == [1, 2]
+    writer.close()
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

@@ -144,6 +144,50 @@ def test_what_a_client_stores_is_taken_with_care(file: LeaseFileWriter) -> None:
     assert report["honest"].levels[0] > 0
 
 
+@pytest.mark.parametrize("value", [0, 3, words.UNLIMITED])
+def test_what_was_written_over_is_restored(file: LeaseFileWriter, value: int) -> None:
+    """Else who pays from there would wait for ever, or be lost."""
+    seats, governor = Seats(file), Governor(plan_of("a"), 0.0)
+    lease = seats.take(governor, 1, "a")
+    assert lease is not None
+    slot = file.slots[lease.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+    before = slot.tolist()
+    slot[words.USED_READ] += 1000
+    slot[words.USED_OPS] += 10
+    seats.collect(governor, 0.01)
+    for word in range(words.SLOT_WORDS):
+        slot[word] = value
+    for turn in range(2, 5):
+        seats.collect(governor, turn / 100)
+        governor.turn(turn / 100)
+        seats.publish(governor, shares=True)
+    assert slot[words.OWNER] == lease.owner
+    assert (slot[words.USED_READ], slot[words.USED_OPS]) == (1000, 10)
+    assert slot[words.GRANT_READ] > 1000 and slot[words.GRANT_OPS] > 10
+    assert slot[words.RATE_READ] == before[words.RATE_READ]
+
+
+async def test_a_file_of_zeros_is_filled_again(governing: Governing, file: LeaseFileWriter) -> None:
+    keep_to(governing)
+    governing.start()
+    try:
+        enlisted = await governing.enlist(account(1), "a")
+        file.begin()
+        governing.wake()
+        deadline = asyncio.get_running_loop().time() + 10
+        while file.generation <= enlisted.generation:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+            governing.wake()
+        again = await governing.enlist(account(1), "a")
+        assert again.generation == file.generation
+        seat = again.seats[0]
+        slot = file.slots[seat.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+        assert slot[words.OWNER] == seat.owner and slot[words.GRANT_READ]
+    finally:
+        await governing.stop()
+
+
 def test_a_slot_serves_its_process_under_another_identity(file: LeaseFileWriter) -> None:
     seats, governor = Seats(file), Governor(plan_of("a", "b"), 0.0)
     one = seats.take(governor, 1, "a")

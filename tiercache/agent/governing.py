@@ -326,6 +326,9 @@ class Governing:
         if shares:
             self._shared_s = now_s
             self.admission.drop_gone()
+            if self._task is not None and self._leases.generation != self.generation:
+                log.error("leases.state was written over by something else: leases begin anew")
+                self._announce()
         self.seats.publish(governor, shares=shares)
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tiercache.config.qos_schema import POLICY, VERSION, Key, Kind, Table
-from tiercache.config.qos_values import AUTO, HIGHEST_PRIORITY, UNLIMITED
+from tiercache.config.qos_values import (
+    AUTO,
+    HIGHEST_PRIORITY,
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
+    UNLIMITED,
+)
 from tiercache.policy.qos_schedule import DAYS
 
 Schema = dict[str, Any]
@@ -62,7 +68,7 @@ _OF_KIND: dict[Kind, Schema] = {
     Kind.NODE_BYTES: {"anyOf": [_BYTES_A_SECOND, {"const": AUTO}, _ABOVE_ZERO]},
     Kind.NODE_OPERATIONS: {"anyOf": [_OPERATIONS_A_SECOND, {"const": AUTO}, _ABOVE_ZERO]},
     Kind.SIZE_SHARE: {"anyOf": [_SIZE, _PERCENTAGE, {"type": "integer", "minimum": 0}]},
-    Kind.WEIGHT: _ABOVE_ZERO,
+    Kind.WEIGHT: {"type": "number", "minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT},
     Kind.SHARE: {"anyOf": [_PERCENTAGE, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}]},
     Kind.PRIORITY: {
         "type": "integer", "minimum": -HIGHEST_PRIORITY, "maximum": HIGHEST_PRIORITY,

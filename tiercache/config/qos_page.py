@@ -81,7 +81,7 @@ _VALUES = {
     Kind.NODE_BYTES: 'rate: `"5GB/s"`, `"auto"`',
     Kind.NODE_OPERATIONS: 'rate: `"200k/s"`, `"auto"`',
     Kind.SIZE_SHARE: 'size or share: `"200GiB"`, `"10%"`',
-    Kind.WEIGHT: "number above 0",
+    Kind.WEIGHT: "number, 0.001 to 1000",
     Kind.SHARE: 'share: `"10%"`, `0.1`',
     Kind.PRIORITY: "whole number, -1000 to 1000",
     Kind.COUNT: "whole number, at least 1",

@@ -25,6 +25,8 @@ AUTO = "auto"
 MOST = 10**18
 # Priorities are small numbers that a person compares.
 HIGHEST_PRIORITY = 1000
+# Sums of tokens by weight stay exact to a token between these, and nothing becomes infinite.
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000
 # A day is longer than anybody waits, and short enough for every clock.
 LONGEST_WAIT_S = 86400.0
 
@@ -145,7 +147,11 @@ def _burst_operations(value: object) -> float:
 
 
 def _weight(value: object) -> float:
-    return _positive(_number(value, "a number above 0"), value, "a number above 0")
+    remedy = f"a number from {LEAST_WEIGHT} to {MOST_WEIGHT}"
+    weight = _number(value, remedy)
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise _refuse(value, remedy)
+    return weight
 
 
 def _priority(value: object) -> int:

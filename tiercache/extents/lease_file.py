@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 
+from tiercache.errors import FormatError, NotFound
 from tiercache.extents.mapped import make_file, map_file, release
 from tiercache.policy.lease_words import (
     FILE_BYTES,
@@ -15,11 +16,21 @@ from tiercache.policy.lease_words import (
     SLOT_WORDS,
     SLOTS_COUNT,
     TURN_WORD,
+    UNLIMITED,
 )
 
 
 def _map(path: str) -> mmap.mmap:
     return map_file(path, magic=MAGIC, file_bytes=FILE_BYTES, what="lease file")
+
+
+def _is_of_another_version(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(len(MAGIC))
+    except FileNotFoundError:
+        return False
+    return magic[:-1] == MAGIC[:-1] and magic != MAGIC
 
 
 class LeaseFileReader:
@@ -42,17 +53,22 @@ class LeaseFileReader:
 
 
 class LeaseFileWriter:
-    """The agent's side; one process at a time. Makes the file where it is missing. What an agent
-    before left in it stands until ``begin``: clients go on with the shares that they had.
+    """The agent's side; one process at a time. Makes the file where it is missing, and anew where
+    it was cut short or written over: nothing in it outlives its agent. What an agent before left
+    in it stands until ``begin``: clients go on with the shares that they had.
 
-    Raises FormatError for a file of another format, OSError where the device has no room.
+    Raises FormatError for a file of another version, OSError where the device has no room.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fspath(path)
-        if not os.path.exists(name):
+        try:
+            self._mapping = _map(name)
+        except (NotFound, FormatError):
+            if _is_of_another_version(name):
+                raise
             make_file(name, magic=MAGIC, file_bytes=FILE_BYTES)
-        self._mapping = _map(name)
+            self._mapping = _map(name)
         whole = memoryview(self._mapping).cast("Q")
         self._header = whole[: HEADER_BYTES // 8]
         self.slots: memoryview = whole[HEADER_BYTES // 8 :]
@@ -71,7 +87,9 @@ class LeaseFileWriter:
     def new_generation(self) -> int:
         """Tell every client that the policy has changed or begun; return its number, which no
         policy of this file had before."""
-        self._header[GREATEST_WORD] += 1
+        greatest = self._header[GREATEST_WORD]
+        # One that was counted up to here was stored by something else: any other will do.
+        self._header[GREATEST_WORD] = greatest + 1 if greatest < UNLIMITED else 1
         self._header[GENERATION_WORD] = self._header[GREATEST_WORD]
         return self.generation
 
