@@ -111,8 +111,9 @@ def test_the_words_have_their_places() -> None:
     assert words.FILE_BYTES == FILE_BYTES
 
 
-def test_another_version_is_refused(tmp_path: Path) -> None:
-    path, content = tmp_path / "leases.state", b"TCLEASE2".ljust(FILE_BYTES, b"\0")
+@pytest.mark.parametrize("content", [b"TCLEASE2".ljust(FILE_BYTES, b"\0"), b"x" * FILE_BYTES])
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "leases.state"
     path.write_bytes(content)
     for side in (LeaseFileReader, LeaseFileWriter):
         with pytest.raises(FormatError, match="not a lease file"):
@@ -120,8 +121,8 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"", b"TCLEASE1", b"\0" * FILE_BYTES, b"x" * FILE_BYTES])
-def test_what_was_cut_short_or_written_over_is_made_anew(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"TCLEASE1", b"TCL", b"\0" * FILE_BYTES])
+def test_what_was_cut_short_or_is_of_zeros_is_made_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "leases.state"
     path.write_bytes(content)
     with pytest.raises(FormatError, match="not a lease file"):

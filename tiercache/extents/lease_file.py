@@ -24,13 +24,14 @@ def _map(path: str) -> mmap.mmap:
     return map_file(path, magic=MAGIC, file_bytes=FILE_BYTES, what="lease file")
 
 
-def _is_of_another_version(path: str) -> bool:
+def _is_ours(path: str) -> bool:
+    """Whether a file that is none of this format is what is left of one, or missing."""
     try:
         with open(path, "rb") as file:
             magic = file.read(len(MAGIC))
     except FileNotFoundError:
-        return False
-    return magic[:-1] == MAGIC[:-1] and magic != MAGIC
+        return True
+    return MAGIC.startswith(magic) or not any(magic)
 
 
 class LeaseFileReader:
@@ -54,10 +55,11 @@ class LeaseFileReader:
 
 class LeaseFileWriter:
     """The agent's side; one process at a time. Makes the file where it is missing, and anew where
-    it was cut short or written over: nothing in it outlives its agent. What an agent before left
-    in it stands until ``begin``: clients go on with the shares that they had.
+    it was cut short or begins with zeros, as after a power cut: nothing in it outlives its agent.
+    What an agent before left in it stands until ``begin``: clients go on with the shares that they
+    had.
 
-    Raises FormatError for a file of another version, OSError where the device has no room.
+    Raises FormatError for a file of another format, OSError where the device has no room.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -65,7 +67,7 @@ class LeaseFileWriter:
         try:
             self._mapping = _map(name)
         except (NotFound, FormatError):
-            if _is_of_another_version(name):
+            if not _is_ours(name):
                 raise
             make_file(name, magic=MAGIC, file_bytes=FILE_BYTES)
             self._mapping = _map(name)
