@@ -193,6 +193,22 @@ def test_who_was_silent_has_no_claim_to_what_others_used_meanwhile() -> None:
     assert counts[1] <= 0.55 * sum(counts)
 
 
+def test_who_was_stopped_while_it_waited_has_no_claim_to_what_others_used_meanwhile() -> None:
+    governor = Governor(plan(identity("a", read=Share(limit=6_553_600.0))), 0.0)
+    stopped, other = payers = [governor.join("a"), governor.join("a")]
+    counts = [0, 0]
+    for turn in range(1, 401):
+        governor.wants(stopped, READ_64K, 0.01)
+        for number, payer in enumerate(payers):
+            if governor.grant(payer)[0] > 0 and (payer == other or turn > 300):
+                governor.used(payer, READ_64K)
+                counts[number] += turn > 300
+            governor.wants(payer, READ_64K, 0.01 if payer == stopped else turn / 100)
+        governor.turn(turn / 100)
+    assert sum(counts) >= 95
+    assert counts[0] <= 0.55 * sum(counts)
+
+
 def test_the_report_names_the_bucket_that_binds() -> None:
     governor = Governor(
         plan(

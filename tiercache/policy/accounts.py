@@ -273,6 +273,8 @@ class Identity:
         waiting = []
         for payer in self.busy.values():
             payer.measure(passed_s)
+            if payer.missed_turns >= ABSENT_TURNS:  # what it left alone, it has no claim to later
+                payer.tag = max(payer.tag, self.clock)
             if payer.want is not None and payer.missed_turns < ABSENT_TURNS:
                 waiting.append(payer)
                 for resource in self.rationed:
