@@ -167,6 +167,25 @@ def test_what_was_written_over_is_restored(file: LeaseFileWriter, value: int) ->
     assert slot[words.RATE_READ] == before[words.RATE_READ]
 
 
+def test_processes_that_die_at_once_are_charged(file: LeaseFileWriter) -> None:
+    """Each has one operation when it comes; together they keep to the limit all the same."""
+    seats, governor = Seats(file), Governor(plan_of("a"), 0.0)  # 1 MB/s
+    admitted = 0
+    for process in range(1, 101):
+        lease = seats.take(governor, process, "a")
+        assert lease is not None
+        slot = file.slots[lease.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+        if slot[words.GRANT_READ]:
+            slot[words.USED_READ] += 100_000
+            slot[words.USED_OPS] += 1
+            admitted += 1
+        seats.leave(governor, process)
+        governor.turn(process / 100)
+    assert seats.free == words.SLOTS_COUNT
+    assert 5 <= admitted <= 12  # 1 s at 10 a second, and a burst
+    governor.assert_invariants()
+
+
 async def test_a_file_of_zeros_is_filled_again(governing: Governing, file: LeaseFileWriter) -> None:
     keep_to(governing)
     governing.start()

@@ -305,7 +305,6 @@ def test_a_forked_child_pays_from_a_slot_of_its_own(counted: Counted) -> None:
             for _ in range(3):
                 counted.ns.read(counted.small, 0, 1000)
             status = 0 if _slots_taken(counted.ns) == 2 * slots else 2
-            time.sleep(0.1)  # for a turn to see it: what a dead process used is not looked at
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -417,3 +416,27 @@ def test_max_wait_ends_a_wait(rig: Rig) -> None:
         with pytest.raises(Throttled, match=r"/m/slow/a: 'slow' has waited 0\.1") as caught:
             ns.read("/m/slow/a")
         assert caught.value.retry_after_s > 0
+
+
+def test_misses_that_wait_for_their_share_keep_no_other_identity_s_from_a_thread(rig: Rig) -> None:
+    rig.write_policy(TIGHT)
+    rig.origin.fill("slow", [50_000] * 200, "slow/")  # 20 a second
+    rig.origin.fill("fast", [SMALL] * 2, "fast/")
+    counted = Counted(rig)
+    ns, fs = counted.fs.namespace, counted.fs
+    warm(ns, "/m/fast/00000")
+
+    async def main() -> int:
+        slow = [asyncio.create_task(fs._cat_file(f"/m/slow/{n:05}")) for n in range(200)]
+        await asyncio.sleep(0.2)
+        await fs._cat_file("/m/fast/00001")
+        done = sum(task.done() for task in slow)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        return done
+
+    try:
+        assert asyncio.run(main()) < 100  # 137 of them left no thread free
+    finally:
+        counted.close()

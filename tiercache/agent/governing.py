@@ -17,7 +17,7 @@ from typing import Self
 from tiercache import wire, work
 from tiercache.agent.accounts import Account, asking, check_name, find_claimant
 from tiercache.agent.admission import Admission, Gate
-from tiercache.agent.seats import Process, Seats
+from tiercache.agent.seats import Process, Seats, Seen
 from tiercache.clock import Clock
 from tiercache.policy.governor import Governor
 from tiercache.policy.qos import (
@@ -216,7 +216,7 @@ class Governing:
         """Forget a process whose last connection has gone, or a job that has ended."""
         self._enlisted.pop(process, None)
         if self.governor is not None:
-            self.seats.leave(self.governor, process)
+            self._count(self.seats.leave(self.governor, process))
         self.admission.leave(process)
 
     # -- admission --------------------------------------------------------------------------
@@ -307,18 +307,21 @@ class Governing:
         if governor is None:
             return
         began_s = self._clock.now()
-        for seen in self.seats.collect(governor, began_s):
-            tally = self.admission.tally(seen.identity)
-            tally.read_bytes += seen.read
-            tally.operations += seen.operations
-            tally.waits += seen.waits
-            tally.waited_s += seen.waited_ns / 1e9
+        self._count(self.seats.collect(governor, began_s))
         governor.turn(began_s)
         self.admission.turned(began_s)
         self._publish(governor)
         self._leases.turned(int(began_s * 1e9))
         self.turns += 1
         self.turn_cost_s = self._clock.now() - began_s
+
+    def _count(self, uses: list[Seen]) -> None:
+        for seen in uses:
+            tally = self.admission.tally(seen.identity)
+            tally.read_bytes += seen.read
+            tally.operations += seen.operations
+            tally.waits += seen.waits
+            tally.waited_s += seen.waited_ns / 1e9
 
     def _publish(self, governor: Governor) -> None:
         now_s = self._clock.now()

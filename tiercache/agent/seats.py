@@ -146,15 +146,21 @@ class Seats:
             governor.leave(lease.payer)
             self._spare.setdefault(process, []).append(lease)
 
-    def leave(self, governor: Governor, process: Process) -> None:
-        """Free what a process had."""
+    def leave(self, governor: Governor, process: Process) -> list[Seen]:
+        """Free what a process had; return what it used since the last look, which is charged: many
+        that live for a moment each are one that lives for long."""
         self._has_moved = True
+        seen = []
         for lease in self._leases.pop(process, {}).values():
+            words = _WORDS.unpack_from(self._words, lease.slot * SLOT_BYTES)
+            if _is_honest(words, lease):
+                seen.append(self._note_use(governor, lease, words))
             del self._by_payer[lease.payer]
             governor.leave(lease.payer)
             self._give_back(lease)
         for lease in self._spare.pop(process, ()):
             self._give_back(lease)
+        return seen
 
     def _give_back(self, lease: Lease) -> None:
         self._file.clear(lease.slot)

@@ -17,7 +17,7 @@ from tiercache.client.resolver import Name, Resolver, told
 from tiercache.client.seats import Seats
 from tiercache.client.stats import stat_of
 from tiercache.client.uses import Uses
-from tiercache.errors import IsADirectory, NotFound, StaleHandle
+from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError
 from tiercache.model import Kind, Stat
 from tiercache.policy import snapshots
 from tiercache.policy.freshness import fresh_until_s
@@ -166,6 +166,13 @@ class Names:
             payer, holds = self._seats.payer(self._resolver.locate(entry.path).path)
         entry.pays, entry.mark = payer, NOBODYS_MARK if payer is None else payer.mark
         entry.epoch = epoch if holds else UNCHECKED
+
+    def identity(self, path: str) -> str:
+        """Return whom the QoS policy charges for a path, "" where that is not known yet."""
+        try:
+            return self._seats.identity(self._resolver.locate(path).path)
+        except TiercacheError:
+            return ""  # no name of ours: whoever uses it is told so
 
     def _remember(self, path: str, entry: Entry) -> None:
         if len(self.hot) >= KEPT_ENTRIES and path not in self.hot:

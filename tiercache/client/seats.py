@@ -56,10 +56,21 @@ class Seats:
         if file is None or not (generation := file.header[GENERATION_WORD]):
             return None, True
         is_known = generation == self._generation or self._enlist(generation)
+        return self._payer_of_path(path), is_known
+
+    def identity(self, path: str) -> str:
+        """Return who pays for a namespace path, as far as that is known without asking; "" where
+        it is not, or where no policy is in force."""
+        if not self.are_given:
+            return ""
+        payer = self._payer_of_path(path)
+        return "" if payer is None else payer.identity
+
+    def _payer_of_path(self, path: str) -> Payer | None:
         for below, payer in self._seats:
             if not below or path == below or path.startswith(below + "/"):
-                return payer, is_known
-        return None, is_known
+                return payer
+        return None
 
     def _enlist(self, generation: int) -> bool:
         with self._lock:

@@ -16,7 +16,7 @@ from tiercache.client.file import ReadFile, WriteFile
 from tiercache.client.reader import Reader
 from tiercache.errors import StaleHandle
 from tiercache.fs.paths import unstrip
-from tiercache.fs.threads import in_thread
+from tiercache.fs.threads import in_thread, in_thread_of
 from tiercache.model import Stat
 from tiercache.ports import Buffer
 
@@ -280,7 +280,8 @@ class AsyncHandle:
         length = left if size < 0 else min(size, left)
         reader = handle.fs.namespace.reader()
         if length > INLINE_BYTES or not reader.is_hit(handle.path, offset, length):
-            return await in_thread(handle.read, size)
+            identity = reader.names.identity(handle.path)
+            return await in_thread_of(identity, handle.read, size)
         return await read_paid(reader, handle.path, length, partial(handle.read, size))
 
     async def write(self, data: Buffer) -> int:

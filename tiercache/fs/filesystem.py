@@ -6,10 +6,11 @@ so that a loop never does. They work on any loop, and on many.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import has_magic
@@ -24,9 +25,12 @@ from tiercache.fs.direct import (
 )
 from tiercache.fs.files import INLINE_BYTES, AsyncHandle, read_paid
 from tiercache.fs.infos import Info, info_of
-from tiercache.fs.threads import in_thread
+from tiercache.fs.threads import in_thread, in_thread_of
 from tiercache.model import Kind, Stat
 from tiercache.ports import Buffer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Ranges of one call that are read on the loop's own thread, 64 KiB each at most.
 INLINE_ITEMS = 16
@@ -46,9 +50,17 @@ class TierCacheFileSystem(DirectFileSystem):
         path = paths.strip(path)
         count = self._hit_bytes(path, start, end)
         if count is None:
-            return await in_thread(self.cat_file, path, start, end)
+            return await self._in_thread(path, self.cat_file, path, start, end)
         call = partial(self.cat_file, path, start, end)
         return await read_paid(self.namespace.reader(), path, count, call)
+
+    def _in_thread(
+        self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        """Begin ``call`` on a thread of whoever is charged for the path: who waits for its share
+        there keeps nobody else."""
+        identity = self.namespace.reader().names.identity(paths.strip(path))
+        return in_thread_of(identity, call, *args, **kwargs)
 
     def _hit_bytes(
         self, path: str, start: int | None, end: int | None, limit_bytes: int = INLINE_BYTES
@@ -78,13 +90,13 @@ class TierCacheFileSystem(DirectFileSystem):
         """As ``cat_ranges``."""
         items = self.range_items(paths, starts, ends, max_gap)
         if len(items) > INLINE_ITEMS:
-            return await in_thread(self.read_items, items, on_error)
+            return await self._in_thread(items[0][0], self.read_items, items, on_error)
         reader = self.namespace.reader()
         owed: dict[Payer, list[int]] = {}
         for item in items:
             count = self._hit_bytes(*item, limit_bytes=INLINE_BYTES // INLINE_ITEMS)
             if count is None:
-                return await in_thread(self.read_items, items, on_error)
+                return await self._in_thread(items[0][0], self.read_items, items, on_error)
             payer = reader.payer(item[0])
             if payer is not None:
                 owed.setdefault(payer, []).append(count)
@@ -106,7 +118,9 @@ class TierCacheFileSystem(DirectFileSystem):
         objects travel together, so ``batch_size`` changes nothing."""
         found = await self._expand_path(path, recursive=recursive)
         whole = [(one, None, None) for one in found]
-        out = dict(zip(found, await in_thread(self.read_items, whole, "return"), strict=True))
+        first = found[0] if found else paths.ROOT
+        read = await self._in_thread(first, self.read_items, whole, "return")
+        out = dict(zip(found, read, strict=True))
         if recursive or (isinstance(path, str) and has_magic(path)):
             out = {name: data for name, data in out.items() if not isinstance(data, IsADirectory)}
         failed = [data for data in out.values() if isinstance(data, BaseException)]
@@ -129,7 +143,7 @@ class TierCacheFileSystem(DirectFileSystem):
 
     async def _stat(self, path: str) -> Stat:
         known = None if path == paths.ROOT else self.namespace.stat_unasked(path)
-        return known if known is not None else await in_thread(self.stat_of, path)
+        return known if known is not None else await self._in_thread(path, self.stat_of, path)
 
     async def _info(self, path: str) -> Info:
         path = paths.strip(path)
