@@ -6,12 +6,14 @@ docs/qos.md is the contract of policies; the answers are values of tiercache.qos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import TypeVar
 
 import msgspec
 
 from tiercache import wire
 from tiercache.client.link import Link
+from tiercache.errors import ConfigError
 from tiercache.qos_reports import (
     Apply,
     Changed,
@@ -69,8 +71,11 @@ class Qos:
         """Override values of an identity, all or none: ``{"read.limit": "200MB/s"}``, as a policy
         writes them. For ``for_s`` seconds, or until ``unset``; a later policy does not end it.
 
-        Raises NotFound for an unknown identity, ConfigError for an unknown key or a bad value.
+        Raises NotFound for an unknown identity, ConfigError for an unknown key or a bad value, and
+        where ``for_s`` is no time above 0.
         """
+        if for_s is not None and not isfinite(for_s):  # as JSON neither would end ever
+            raise ConfigError(f"{for_s} s is no time", remedy="leave it out for one without end")
         written = {key: str(value) for key, value in values.items()}
         return self._change(
             "set", SetValues(identity=identity, values=written, for_s=for_s), Changed

@@ -189,6 +189,9 @@ async def test_what_is_set_by_hand_is_kept_or_refused(bench: Bench) -> None:
     bench.clock.advance(61)
     await policing.look()
     assert not policing.overrides
+    for no_time_s in (0.0, -1.0):
+        with pytest.raises(ConfigError, match="would end at once"):
+            await policing.set_values("a", {"in_flight": "3"}, no_time_s)
 
 
 async def test_a_storm_of_denials_is_a_line_in_ten_seconds(bench: Bench) -> None:
@@ -233,10 +236,17 @@ async def test_the_audit_log_stays_small(bench: Bench) -> None:
     assert max(path.stat().st_size for path in bench.root.glob("audit.jsonl*")) <= AUDIT_BYTES
 
 
+@pytest.mark.parametrize("kind", ["directory", "pipe", "full"])
 async def test_an_audit_log_that_cannot_be_written_stops_nothing(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Bench, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (bench.root / "audit.jsonl").mkdir()
+    if kind == "directory":
+        (bench.root / "audit.jsonl").mkdir()
+    elif kind == "pipe":
+        os.mkfifo(bench.root / "audit.jsonl")
+    else:
+        (bench.root / "audit.jsonl").write_bytes(b"x" * AUDIT_BYTES)
+        (bench.root / "audit.jsonl.1").mkdir()
     audit = bench.audit()
     audit.note("set", identity="a")
     await audit.flush()

@@ -72,6 +72,9 @@ def test_what_cannot_be_is_refused_and_changes_nothing(ns: Namespace) -> None:
     for key, value in (("nothing", "2"), ("read.limit", "x")):
         with pytest.raises(ConfigError, match=key):
             ns.qos.set("training", {"in_flight": 1, key: value})
+    for no_time_s in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError):
+            ns.qos.set("training", {"in_flight": 1}, for_s=no_time_s)
     with pytest.raises(NotFound):
         ns.qos.unset("training")
     assert ns.qos.show() == before

@@ -101,12 +101,19 @@ class Audit:
 def _append(path: str, lines: bytes) -> None:
     if len(lines) > AUDIT_BYTES:  # the newest whole ones
         lines = lines[-AUDIT_BYTES:].partition(b"\n")[2]
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = _open(path)
     try:
-        if os.fstat(fd).st_size + len(lines) > AUDIT_BYTES:
-            os.rename(path, path + ".1")
-            os.close(fd)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.write(fd, lines)
+        is_full = os.fstat(fd).st_size + len(lines) > AUDIT_BYTES
+        if not is_full:
+            os.write(fd, lines)
     finally:
         os.close(fd)
+    if is_full:
+        os.rename(path, path + ".1")
+        _append(path, lines)
+
+
+def _open(path: str) -> int:
+    # A pipe in the file's place is refused, and does not keep its writer.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)

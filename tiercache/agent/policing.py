@@ -398,6 +398,10 @@ class Policing:
 
     async def set_values(self, identity: str, values: dict[str, str], for_s: float | None) -> None:
         """Set values over the policy in force. Raises ConfigError, changing nothing."""
+        if for_s is not None and not for_s > 0:
+            raise ConfigError(
+                f"{for_s} s would end at once", remedy="give a time above 0, or unset it instead"
+            )
         until_s = None if for_s is None else self._clock.unix() + for_s
         new = [
             self._language.parse_override(identity, f"{key}={value}", until_s)
