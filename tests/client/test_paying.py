@@ -565,3 +565,18 @@ def test_a_forked_child_charges_what_its_parent_does_not_see_twice(desk: Desk) -
         os._exit(0 if payer.charge(PAGE) else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert desk.used() == (PAGE, 1)  # the mapping is one
+
+
+def test_words_that_a_peer_has_filled_stop_no_read(desk: Desk) -> None:
+    """The agent restores them; until then sums go round."""
+    payer = desk.payer()
+    for used in range(1, words.SLOT_WORDS):
+        desk.slot[used] = UNLIMITED - 1
+    desk.grant(UNLIMITED)
+    assert not payer.charge(PAGE)
+    payer.pay("/m/a", PAGE)
+    assert desk.used() == (PAGE - 2, UNLIMITED)
+    lease = payer._lease
+    lease.say_done(100)
+    lease.say_done(100)
+    assert desk.slot[words.WAITED_NS] < 1000 and desk.slot[words.WAITS] == 0

@@ -132,8 +132,10 @@ class Lease:
 
     def charge(self, count: int, operations: int) -> None:
         """Charge in full, whatever there is."""
-        self.words[USED_READ] += count
-        self.words[USED_OPS] += operations
+        words = self.words
+        # Where a peer has stored nonsense a sum may pass a word; the agent then restores it.
+        words[USED_READ] = words[USED_READ] + count & UNLIMITED
+        words[USED_OPS] = words[USED_OPS] + operations & UNLIMITED
 
     def wait_s(self, count: int, operations: int, waited_ns: int) -> float:
         """Return how much longer an operation that has waited so long is likely to wait; inf where
@@ -156,8 +158,8 @@ class Lease:
         words = self.words
         if words[OWNER] == self.stamp:
             words[WAITING_NS] = words[WANT_READ] = words[WANT_OPS] = 0
-            words[WAITED_NS] += waited_ns
-            words[WAITS] += 1
+            words[WAITED_NS] = words[WAITED_NS] + waited_ns & UNLIMITED
+            words[WAITS] = words[WAITS] + 1 & UNLIMITED
 
 
 def _rate(word: int) -> float:

@@ -153,8 +153,11 @@ class Payer:
             operations = words[2]
             if operations < words[7]:
                 # No call between the loads and here: no other thread has run.
-                words[1] = used + count
-                words[2] = operations + 1
+                try:
+                    words[1] = used + count
+                    words[2] = operations + 1
+                except ValueError:  # a peer has stored nonsense, which the agent will restore
+                    return False
                 return True
         return False
 
