@@ -16,7 +16,7 @@ from tiercache import namespace as namespace_module
 from tiercache.agent import names as names_module
 from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
-from tiercache.client import reader as reader_module
+from tiercache.client import names as client_names
 from tiercache.errors import AlreadyExists, PreconditionFailed
 from tiercache.model import Consistency, Kind, ObjectInfo
 from tiercache.origins.obstore_origin import ObstoreOrigin
@@ -50,7 +50,7 @@ def ignore_the_negative_ttl(patch: Patch) -> None:
 
 
 def patch_freshness(patch: Patch, until: Callable[..., float]) -> None:
-    for module in (names_module, reader_module, namespace_module):
+    for module in (names_module, client_names, namespace_module):
         patch.setattr(module, "fresh_until_s", until)
 
 

@@ -150,7 +150,8 @@ def test_it_falls_below_the_limit_and_comes_back_to_nine_tenths(
     best = max(seen.rate(n, n + 2, taken=True) for n in range(2, 18))
     assert best >= 0.9 * limit
     assert seen.rate(4, 24, taken=True) >= 0.85 * limit
-    assert seen.rate(4, 24) <= 1.03 * seen.rate(4, 24, taken=True) + 0.5
+    # Two a second could be a server's transient errors, which are not told from its limit.
+    assert seen.rate(4, 24) <= 1.03 * seen.rate(4, 24, taken=True) + 2.0
 
 
 def test_far_away_it_is_the_same() -> None:
@@ -210,7 +211,7 @@ def answers(adaptive: AdaptiveRate, begin_s: float, count: int, per_s: float) ->
 def cut(adaptive: AdaptiveRate, *, per_s: float = 100.0) -> float:
     """Let it measure ``per_s`` for a second and be put off; return when."""
     now_s = answers(adaptive, 0.0, round(per_s), per_s)
-    for _ in range(round(per_s / 20)):
+    for _ in range(round(per_s / 10)):
         adaptive.throttled(now_s, sent_s=now_s)
     assert adaptive.rate(now_s) < inf
     return now_s
@@ -237,8 +238,9 @@ def test_answers_to_what_was_sent_before_a_cut_say_nothing_new() -> None:
         assert adaptive.throttled(now_s, sent_s=now_s - 0.01)
     assert adaptive.rate(now_s) == rate
     later_s = now_s + 1.0
-    adaptive.sent(later_s)
-    adaptive.throttled(later_s, sent_s=later_s)
+    for _ in range(2):
+        adaptive.sent(later_s)
+        adaptive.throttled(later_s, sent_s=later_s)
     assert adaptive.rate(later_s) < rate
 
 
@@ -249,6 +251,18 @@ def test_single_ones_of_very_many_are_just_retried() -> None:
         now_s = answers(adaptive, 0.1 * number, 500, 5000.0)
         assert not adaptive.throttled(now_s, sent_s=now_s, retry_after_s=1.0) or number == 0
     assert adaptive.rate(now_s) == inf
+
+
+@pytest.mark.parametrize("per_s", [2.0, 20.0, 200.0])
+def test_a_server_s_transient_errors_are_just_retried(per_s: float) -> None:
+    """Two refusals each second, after which the same is taken; be it little that is asked."""
+    adaptive, now_s = AdaptiveRate(), 0.0
+    for _ in range(20):
+        for _ in range(2):
+            adaptive.sent(now_s)
+            assert not adaptive.throttled(now_s + 0.01, sent_s=now_s)
+        now_s = answers(adaptive, now_s + 0.1, round(per_s), per_s)
+        assert adaptive.rate(now_s) == inf
 
 
 def test_after_a_collapse_the_first_answer_begins_the_doubling() -> None:
