@@ -15,7 +15,7 @@ def main() -> int:
     code = run(sys.argv[1:])
     if "slatedb" in sys.modules:
         # Its threads may still call back; one that does while the interpreter is taken down aborts
-        # the process, once in some hundred runs, with all said and done.
+        # the process (seen once in a run of the whole suite), with all said and done.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
