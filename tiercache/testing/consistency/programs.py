@@ -143,7 +143,7 @@ def faults_of(seed: int, directory: str, workload: Workload) -> list[PlannedFaul
         Fault(methods=("PUT",), path_contains=path, first_byte_delay_s=0.25, times=2),
         Fault(methods=("GET",), path_contains=path, reset_after_bytes=1000, times=2),
         Fault(methods=("GET",), path_contains=path, truncate_after_bytes=70_000, times=1),
-        Fault(path_contains=path, respond_status=503, times=2),
+        Fault(path_contains=path, respond_status=503, times=1),
     )
     span_s = workload.steps * workload.pause_s / 2
     return [
