@@ -308,7 +308,7 @@ async def test_an_answer_keeps_the_breaker_closed(bench: Bench) -> None:
     endpoint = Endpoint(
         "e", concurrency=8, clock=clock, policy=BreakerPolicy(failures=1, failing_s=0)
     )
-    origin = bench.origin(deadline_s=0.2, endpoint=endpoint)
+    origin = bench.origin(deadline_s=1.0, endpoint=endpoint)
     bench.proxy.inject(Fault(respond_status=503))
     with pytest.raises(OriginThrottled):
         await origin.head("k")
