@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -242,6 +243,35 @@ def test_handles_close_with_their_last_reference(
     assert open_descriptors(path) == 2
     del held
     assert open_descriptors(path) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "use"),
+    [
+        ("pread", lambda store: store.read(ID, 0, 3)),
+        ("ftruncate", lambda store: store.truncate(ID, MIB)),
+        ("fstat", lambda store: store.allocated(ID)),
+    ],
+    ids=["read", "truncate", "allocated"],
+)
+def test_a_handle_that_another_thread_drops_stays_open_while_it_is_used(
+    store: ExtentFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    use: Callable[[ExtentFiles], Any],
+) -> None:
+    """Else the call fails with EBADF, or meets a file that was opened since under its number."""
+    store.create(ID, MIB)
+    store.write(ID, 0, b"abc")
+    expected = use(store)
+    real = getattr(os, call)
+
+    def late(*args: Any) -> Any:
+        store.close()  # what another thread does that discards it, or needs its place
+        return real(*args)
+
+    monkeypatch.setattr(f"tiercache.extents.files.os.{call}", late)
+    assert use(store) == expected
 
 
 def test_a_failed_open_leaves_no_descriptor(

@@ -190,18 +190,21 @@ class ExtentFiles(ExtentReaders):
 
         Raises FileNotFoundError for an unknown extent.
         """
-        return os.pread(self._open_writable(extent_id).fd, length, offset)
+        held = self._open_writable(extent_id)  # by a name: it closes with its last reference
+        return os.pread(held.fd, length, offset)
 
     def truncate(self, extent_id: int, length: int) -> None:
         """Set the file's length. Raises FileNotFoundError for an unknown extent."""
-        os.ftruncate(self._open_writable(extent_id).fd, length)
+        held = self._open_writable(extent_id)
+        os.ftruncate(held.fd, length)
 
     def allocated(self, extent_id: int) -> int:
         """Return the bytes it occupies on the device now, delayed allocation included.
 
         Raises FileNotFoundError for an unknown extent.
         """
-        return os.fstat(self._open_writable(extent_id).fd).st_blocks * STAT_BLOCK_BYTES
+        held = self._open_writable(extent_id)
+        return os.fstat(held.fd).st_blocks * STAT_BLOCK_BYTES
 
     def discard(self, extent_id: int) -> None:
         """Take the extent out of readers' reach at once; its space counts until ``reap``.
