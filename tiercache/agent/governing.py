@@ -28,8 +28,8 @@ from tiercache.policy.qos import (
     Rates,
     Resource,
     SeatRule,
+    covers,
 )
-from tiercache.policy.qos_match import covers
 from tiercache.policy.qos_rules import Policy
 from tiercache.ports import LeaseFile, SharedState
 

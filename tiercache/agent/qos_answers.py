@@ -23,6 +23,7 @@ from tiercache.policy.qos import (
     Resource,
     Share,
     Shares,
+    covers,
 )
 from tiercache.policy.qos_match import ANYBODY, GROUP_SIGN, MatchRule
 from tiercache.policy.qos_rules import IdentityRule, Override, Policy
@@ -283,7 +284,7 @@ def buckets(
 
 def is_below(place: str, scope: str) -> bool:
     """Return whether a URL is at or below the beginning of one, which ends where a name does."""
-    return place == scope or place.startswith(scope if scope.endswith("/") else f"{scope}/")
+    return covers(scope.rstrip("/"), place)
 
 
 def check_known(plan: Plan | None, identity: str) -> IdentityPlan:

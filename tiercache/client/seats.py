@@ -11,6 +11,7 @@ from tiercache.client.lease import Lease
 from tiercache.client.link import Link
 from tiercache.client.paying import Payer
 from tiercache.policy.lease_words import GENERATION_WORD
+from tiercache.policy.qos import covers
 from tiercache.ports import LeaseFileView
 from tiercache.settings import QosSettings
 
@@ -68,7 +69,7 @@ class Seats:
 
     def _payer_of_path(self, path: str) -> Payer | None:
         for below, payer in self._seats:
-            if not below or path == below or path.startswith(below + "/"):
+            if covers(below, path):
                 return payer
         return None
 

@@ -21,7 +21,7 @@ from tiercache.clock import Clock
 from tiercache.errors import OriginThrottled
 from tiercache.model import BackendStatus, BackendWait
 from tiercache.origins.bucket import Bucket, Kind
-from tiercache.policy.qos import BackendPlan
+from tiercache.policy.qos import BackendPlan, covers
 from tiercache.policy.turns import Turn, Turns, is_oldests_turn
 
 # Whoever waits for tokens looks after so long at the latest whether its endpoint went offline.
@@ -237,7 +237,7 @@ class Meter:
 
     def lane(self, ask: Ask, *, with_room: bool) -> _Lane:
         """Return the queue of such a request."""
-        below = [plan for start, plan in self._below if _is_below(ask.key, start)]
+        below = [plan for start, plan in self._below if covers(start, ask.key)]
         moves = ask.count_bytes is not None
         name = (ask.kind, moves, with_room, *(plan.origin for plan in below))
         found = self._lanes.get(name)
@@ -504,10 +504,6 @@ def _rest(origin: str, name: str) -> str | None:
     if name == text or name.startswith(f"{text}/"):
         return ""
     return text[len(name) + 1 :] if text.startswith(f"{name}/") else None
-
-
-def _is_below(key: str, prefix: str) -> bool:
-    return key == prefix or key.startswith(f"{prefix}/")
 
 
 def _narrowness(plan: BackendPlan) -> tuple[bool, int]:

@@ -132,3 +132,9 @@ class SeatRule:
 
     path: str
     identity: str
+
+
+def covers(path: str, name: str) -> bool:
+    """Say whether a name is at or below a path (a prefix that ends where a name does); "" covers
+    all."""
+    return not path or name == path or name.startswith(path + "/")

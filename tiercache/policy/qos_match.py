@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tiercache.policy.qos import DEFAULT_IDENTITY, Claimant, SeatRule
+from tiercache.policy.qos import DEFAULT_IDENTITY, Claimant, SeatRule, covers
 
 ANYBODY = "*"
 # A claim of "@ml" lets the members of the group ml.
@@ -74,11 +74,6 @@ class Explanation:
     identity: str
     reason: str
     candidates: tuple[Candidate, ...] = ()
-
-
-def covers(rule_path: str, path: str) -> bool:
-    """Say whether a name is at or below a rule's path; "" covers all."""
-    return not rule_path or path == rule_path or path.startswith(rule_path + "/")
 
 
 def may_claim(claim: Iterable[str], claimant: Claimant) -> bool:
