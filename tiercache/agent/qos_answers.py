@@ -11,7 +11,7 @@ from math import inf, isinf
 
 from tiercache.errors import NotFound
 from tiercache.model import BackendWait
-from tiercache.policy.accounts import LIMIT_BURST_S
+from tiercache.policy.accounts import burst_of
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import (
     Capacity,
@@ -267,7 +267,7 @@ def buckets(
         word = resource.name.lower()
         share = identity.shares[resource]
         if not isinf(share.limit):
-            burst = share.limit * LIMIT_BURST_S if share.burst is None else share.burst
+            burst = burst_of(share)
             level = bound(report.levels[resource])
             found.append(
                 BucketNow(of="identity", resource=word, rate=share.limit, level=level, burst=burst)

@@ -209,7 +209,7 @@ class Group:
         self.plan = plan
         for resource in RESOURCES:
             share = plan.shares[resource]
-            burst = share.limit * LIMIT_BURST_S if share.burst is None else share.burst
+            burst = burst_of(share)
             self.pools[resource] = changed_pool(self.pools[resource], share.limit, burst, now_s)
             self.reserves[resource] = changed_reserve(self.reserves[resource], share, now_s)
 
@@ -295,11 +295,16 @@ def _order_of_service(payer: Payer) -> tuple[float, float]:
     return payer.tag, payer.since_s
 
 
+def burst_of(share: Share) -> float:
+    """Return by how many tokens a limit may be exceeded."""
+    return share.limit * LIMIT_BURST_S if share.burst is None else share.burst
+
+
 def changed_limit(old: TokenBucket | None, share: Share, now_s: float) -> TokenBucket | None:
     """Return the bucket of a limit, which was ``old`` before the plan changed."""
     if share.limit == inf:
         return None
-    burst = share.limit * LIMIT_BURST_S if share.burst is None else share.burst
+    burst = burst_of(share)
     if old is None:
         return TokenBucket(rate=share.limit, burst=burst, now_s=now_s)
     old.change(rate=share.limit, burst=burst, now_s=now_s)

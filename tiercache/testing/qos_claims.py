@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
-from tiercache.policy.accounts import LIMIT_BURST_S, NODE_BURST_S
+from tiercache.policy.accounts import NODE_BURST_S, burst_of
 from tiercache.policy.governor import FLOOR_SHARE_RESERVED
 from tiercache.policy.qos import IdentityPlan, Plan
 from tiercache.testing.qos_simulation import BIN_S, Bin, Simulation, limits_of
@@ -48,8 +48,7 @@ def bursts(plan: Plan) -> dict[str, float]:
         for kind, group in (("class", plan.classes), ("identity", plan.identities)):
             for one in group:
                 share = one.shares[resource]
-                burst = share.limit * LIMIT_BURST_S if share.burst is None else share.burst
-                found[f"{kind} {one.name} {unit}"] = burst
+                found[f"{kind} {one.name} {unit}"] = burst_of(share)
     return found
 
 
