@@ -102,7 +102,7 @@ def find_problems(
         found += _matches(rule)
         found += _capacity(rule, cache_bytes)
     found += _unreachable(policy.rules)
-    rates = known_rates(policy, node_rates)
+    rates = policy.node.rates(node_rates)
     for class_rule in policy.classes:
         found += _terms("class", class_rule, rates)
     for rule in policy.identities:
@@ -110,16 +110,6 @@ def find_problems(
     found += _minimums(policy, cache_bytes)
     found += _reservations(policy, rates)
     return tuple(found)
-
-
-def known_rates(policy: Policy, node_rates: Rates) -> Rates:
-    """Return what the policy says of the node, and what was measured of what it does not say."""
-    node, (read, write, operations) = policy.node, node_rates
-    return (
-        read if node.read is None else node.read,
-        write if node.write is None else node.write,
-        operations if node.operations is None else node.operations,
-    )
 
 
 def _with_overrides(policy: Policy, overrides: Iterable[Override]) -> Policy:

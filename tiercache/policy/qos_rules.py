@@ -119,6 +119,15 @@ class NodeRule:
     operations: float | None = None
     safe_share: float = 0.1
 
+    def rates(self, measured: Rates) -> Rates:
+        """Return what is said, and what was measured of what is not."""
+        read, write, operations = measured
+        return (
+            read if self.read is None else self.read,
+            write if self.write is None else self.write,
+            operations if self.operations is None else self.operations,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
@@ -203,13 +212,7 @@ class Policy:
         ignored. Reservations that are together more than the node delivers are cut down in
         proportion, so that a node slower than the policy hopes still has a plan.
         """
-        node = tuple(
-            measured if said is None else said
-            for said, measured in zip(
-                (self.node.read, self.node.write, self.node.operations), node_rates, strict=True
-            )
-        )
-        rates = (node[0], node[1], node[2])
+        rates = self.node.rates(node_rates)
         by_identity: dict[str, list[Override]] = {}
         for override in overrides:
             by_identity.setdefault(override.identity, []).append(override)
