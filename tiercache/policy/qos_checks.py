@@ -117,11 +117,8 @@ def _with_overrides(policy: Policy, overrides: Iterable[Override]) -> Policy:
     given = tuple(overrides)
     if not given:
         return policy
-    rules = policy.identities
-    if all(rule.name != DEFAULT_IDENTITY for rule in rules):
-        rules = (*rules, IdentityRule(name=DEFAULT_IDENTITY))
     changed = []
-    for rule in rules:
+    for rule in policy.all_identities:
         mine = [override for override in given if override.identity == rule.name]
         plain = overridden(rule, mine)
         schedules = tuple(
