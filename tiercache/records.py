@@ -118,6 +118,11 @@ class PinRecord(msgspec.Struct, frozen=True, array_like=True):
     tree: bool
     identity: str = ""
 
+    @property
+    def below(self) -> str:
+        """What the keys of its tree begin with."""
+        return self.prefix.rstrip("/") + "/" if self.prefix else ""
+
 
 class QuotaRecord(msgspec.Struct, frozen=True, array_like=True):
     """What an identity holds of the cache: the sums over its extents, which are committed with it.

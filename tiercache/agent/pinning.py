@@ -45,10 +45,9 @@ class Pinning:
     async def _check(self, pin: PinRecord, identity: str, coming_bytes: int) -> None:
         wanted_bytes = coming_bytes
         if pin.tree:
-            prefix = pin.prefix.rstrip("/") + "/" if pin.prefix else ""
             async for _, raw in self._index.walk(b"o"):
                 record = records.decode_object(raw)
-                if record.origin == pin.origin and record.key.startswith(prefix):
+                if record.origin == pin.origin and record.key.startswith(pin.below):
                     wanted_bytes += self._pinnable_bytes(record, identity)
         else:
             found = self._index.get_object(records.name_hash(pin.origin, pin.prefix))

@@ -27,11 +27,7 @@ class Pins:
     def _rebuild(self) -> None:
         pins = self._by_path.values()
         self._exact = {(p.origin, p.prefix): p.identity or DEFAULT_IDENTITY for p in pins}
-        self._trees = [
-            (p.origin, p.prefix.rstrip("/") + "/" if p.prefix else "", p.identity)
-            for p in pins
-            if p.tree
-        ]
+        self._trees = [(p.origin, p.below, p.identity) for p in pins if p.tree]
 
     @property
     def paths(self) -> list[str]:
