@@ -261,19 +261,12 @@ class Contents:
     ) -> ExtentState:
         """Copy a wholly cached object, page by page verified, into an extent of its own."""
         loop = asyncio.get_running_loop()
-        identity = self.admitter(record)
-        await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
-        try:
-            state = self._space.new_extent(
-                length=record.size_bytes,
-                identity=identity,
-                owner=digest,
-                data_id=self._space.next_id(),
-            )
-        except BaseException:
-            self._space.ledger.release(EXTENT_OVERHEAD_BYTES, identity)
-            raise
-        state.busy += 1
+        state = await self._space.admit_extent(
+            length=record.size_bytes,
+            identity=self.admitter(record),
+            owner=digest,
+            data_id=self._space.next_id(),
+        )
         reserved: int | None = None
         try:
             reserved = await self._space.reserve_in(state, record.size_bytes)

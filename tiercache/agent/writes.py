@@ -23,7 +23,6 @@ from tiercache.agent.fill import Filler
 from tiercache.agent.mounts import Located
 from tiercache.agent.names import Names
 from tiercache.agent.plane import Plane
-from tiercache.agent.space import EXTENT_OVERHEAD_BYTES
 from tiercache.errors import (
     AccessDenied,
     AgentUnavailable,
@@ -344,20 +343,13 @@ class Writes:
         copy.crcs += checksums(part)
 
     async def _new_extent(self, write: Write, copy: CacheCopy, number: int) -> ExtentState:
-        await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=copy.identity)
-        try:
-            state = self._space.new_extent(
-                length=copy.extent_bytes,
-                identity=copy.identity,
-                owner=write.located.digest,
-                data_id=copy.data_id,
-                first_page=number * copy.extent_bytes // PAGE_BYTES,
-            )
-        except BaseException:
-            self._space.ledger.release(EXTENT_OVERHEAD_BYTES, copy.identity)
-            raise
-        state.busy += 1
-        return state
+        return await self._space.admit_extent(
+            length=copy.extent_bytes,
+            identity=copy.identity,
+            owner=write.located.digest,
+            data_id=copy.data_id,
+            first_page=number * copy.extent_bytes // PAGE_BYTES,
+        )
 
     def _adopt(self, write: Write, copy: CacheCopy, record: ObjectRecord) -> ObjectRecord:
         """Give the copied pages to the record of the version that was written."""
