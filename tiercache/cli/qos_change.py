@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from tiercache.cli import session
 from tiercache.cli.exits import ExitCode
 from tiercache.cli.names import JSON
 from tiercache.cli.output import say
+from tiercache.cli.qos import read_policy
 from tiercache.cli.qos_session import print_changed
 from tiercache.cli.qos_show import IDENTITY
 from tiercache.errors import ConfigError
@@ -34,7 +34,7 @@ def apply(
 ) -> int:
     """Put a policy into force, whole or not at all: check it, show what changes, ask, and print the
     new generation. It is kept in the cache directory, also for the next agent."""
-    text = _read(file)
+    text = read_policy(file)
     asks = not (dry_run or yes)
     if asks and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise typer.BadParameter("there is no terminal to ask on: give --yes, or --dry-run")
@@ -52,15 +52,6 @@ def apply(
     else:
         print_changed(changed, as_document=as_document)
     return ExitCode.OK
-
-
-def _read(file: str) -> str:
-    """Raises OSError, ConfigError for what is not text."""
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError("not UTF-8", path=file) from error
 
 
 def set_(
