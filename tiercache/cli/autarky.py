@@ -10,7 +10,7 @@ import typer
 from tiercache.cli import session
 from tiercache.cli.exits import ExitCode
 from tiercache.cli.names import JSON, PATHS
-from tiercache.cli.output import out, out_json
+from tiercache.cli.output import fields, out, out_json
 from tiercache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def check(
 
 
 def as_json(report: Autarky) -> dict[str, Any]:
-    from msgspec import to_builtins
-
-    return {**to_builtins(report), "remedy": remedy(report)}
+    return {**fields(report), "remedy": remedy(report)}
 
 
 def remedy(report: Autarky) -> str:

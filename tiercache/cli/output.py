@@ -19,9 +19,16 @@ def out(text: str) -> None:
 
 
 def out_json(document: Any) -> None:
-    """Print one JSON document. Whatever names hold, the text is ASCII."""
-    json.dump(document, sys.stdout, indent=2)
+    """Print one JSON document; of structures their fields. Whatever names hold, the text is ASCII."""
+    json.dump(document, sys.stdout, indent=2, default=fields)
     sys.stdout.write("\n")
+
+
+def fields(structure: object) -> Any:
+    """Return what JSON has for a structure."""
+    from msgspec import to_builtins
+
+    return to_builtins(structure)
 
 
 def say(text: str) -> None:

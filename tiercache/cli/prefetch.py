@@ -12,7 +12,7 @@ import typer
 from tiercache.cli import session
 from tiercache.cli.exits import ExitCode, exit_code_of_name
 from tiercache.cli.names import JSON, PATHS
-from tiercache.cli.output import out, out_json, plain_table, say, table
+from tiercache.cli.output import fields, out, out_json, plain_table, say, table
 from tiercache.cli.progress import State, Style, meter
 from tiercache.cli.reading import PROGRESS
 from tiercache.model import JobState
@@ -181,9 +181,7 @@ def exit_code_of_job(progress: JobProgress) -> ExitCode:
 
 
 def as_json(progress: JobProgress) -> dict[str, Any]:
-    from msgspec import to_builtins
-
-    document: dict[str, Any] = to_builtins(progress)
+    document: dict[str, Any] = fields(progress)
     document["errors"] = [{"path": path, "message": message} for path, message in progress.errors]
     return document
 

@@ -60,9 +60,7 @@ def identities(ctx: typer.Context, incomplete: str) -> list[str]:
 def print_changed(changed: Changed, *, as_document: bool) -> None:
     """Print what is different now, and the generation in force."""
     if as_document:
-        import msgspec
-
-        out_json(msgspec.to_builtins(changed))
+        out_json(changed)
         return
     for difference in changed.differences:
         out(difference)

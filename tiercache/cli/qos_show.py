@@ -32,9 +32,7 @@ def show(
     with running_qos(ctx) as qos:
         told = qos.show()
     if as_document:
-        import msgspec
-
-        out_json(msgspec.to_builtins(told))
+        out_json(told)
     elif text and told.generation:
         out(told.text.rstrip("\n"))
     else:
@@ -62,9 +60,7 @@ def explain(
     with running_qos(ctx) as qos:
         told = qos.explain(identity, path)
     if as_document:
-        import msgspec
-
-        out_json(msgspec.to_builtins(told))
+        out_json(told)
         return 0
     for line in explain_lines(told):
         out(line)

@@ -6,12 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tiercache.cli.names import JSON
-from tiercache.cli.output import on_terminal, out, out_json
+from tiercache.cli.output import fields, on_terminal, out, out_json
 from tiercache.cli.qos_session import running_qos
 from tiercache.cli.qos_text import NARROW, Grid, backends_grid, top_grid, top_head, top_lines
 from tiercache.errors import ConfigError
@@ -39,7 +39,7 @@ def top(
     with running_qos(ctx) as qos:
         told = qos.top()
         if as_document and once:
-            out_json(_document(told))
+            out_json(told)
         elif once:
             _print(told)
         else:
@@ -73,17 +73,11 @@ def _go_on(tellings: Iterator[Top], as_document: bool) -> None:
         return
     for told in tellings:
         if as_document:
-            out(json.dumps(_document(told)))
+            out(json.dumps(fields(told)))
         else:
             out(time.strftime("%H:%M:%S"))
             _print(told)
         sys.stdout.flush()
-
-
-def _document(told: Top) -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(told)
 
 
 def _print(told: Top) -> None:

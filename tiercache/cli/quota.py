@@ -9,7 +9,7 @@ import typer
 from tiercache.cli import session
 from tiercache.cli.exits import ExitCode
 from tiercache.cli.names import JSON
-from tiercache.cli.output import out, out_json, say, table
+from tiercache.cli.output import fields, out, out_json, say, table
 from tiercache.cli.qos_change import FOR, parsed_values, seconds_of
 from tiercache.cli.qos_session import print_changed, running_qos
 from tiercache.cli.qos_show import IDENTITY
@@ -33,9 +33,7 @@ def ls(ctx: typer.Context, as_document: Annotated[bool, JSON] = False) -> int:
     with running_qos(ctx) as qos:
         told = qos.quotas()
     if as_document:
-        import msgspec
-
-        out_json(msgspec.to_builtins(told))
+        out_json(told)
         return ExitCode.OK
     table(HEADER, [_row(one) for one in told.quotas], right=range(1, len(HEADER)))
     for one in told.quotas:
@@ -96,9 +94,7 @@ def check(
         if repair and found.problems:
             qos.repair_quotas()
     if as_document:
-        import msgspec
-
-        out_json(msgspec.to_builtins(found) | {"repaired": repair and bool(found.problems)})
+        out_json(fields(found) | {"repaired": repair and bool(found.problems)})
     else:
         for one in found.problems:
             out(f"{one.identity}: {one.what}: {one.recorded} recorded, {one.found} found")
