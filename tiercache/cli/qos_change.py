@@ -14,8 +14,6 @@ from tiercache.cli.output import say
 from tiercache.cli.qos import read_policy
 from tiercache.cli.qos_session import print_changed
 from tiercache.cli.qos_show import IDENTITY
-from tiercache.errors import ConfigError
-from tiercache.units import parse_duration
 
 FILE = typer.Argument(metavar="FILE", help="The policy; - is standard input.")
 DRY_RUN = typer.Option("--dry-run", "-n", help="Only say what would change.")
@@ -84,10 +82,7 @@ def parsed_values(values: list[str]) -> dict[str, str]:
 def seconds_of(text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        seconds = parse_duration(text)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--for") from error
+    seconds = session.duration_option(text, "--for")
     if not seconds:
         raise typer.BadParameter("it would end at once", param_hint="--for")
     return seconds

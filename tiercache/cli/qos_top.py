@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tiercache.cli import session
 from tiercache.cli.names import JSON
 from tiercache.cli.output import fields, on_terminal, out, out_json
 from tiercache.cli.qos_session import running_qos
 from tiercache.cli.qos_text import NARROW, Grid, backends_grid, top_grid, top_head, top_lines
-from tiercache.errors import ConfigError
-from tiercache.units import parse_duration
 
 if TYPE_CHECKING:
     from tiercache.qos_reports import Top
@@ -51,10 +50,7 @@ def top(
 
 
 def _interval(text: str) -> float:
-    try:
-        seconds = parse_duration(text)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--interval") from error
+    seconds = session.duration_option(text, "--interval")
     if seconds < SHORTEST_S:
         raise typer.BadParameter(f"{text} is too short: 100ms at least", param_hint="--interval")
     return seconds

@@ -13,6 +13,7 @@ from tiercache.cli.output import fields, out, out_json, say, table
 from tiercache.cli.qos_change import FOR, parsed_values, seconds_of
 from tiercache.cli.qos_session import print_changed, running_qos
 from tiercache.cli.qos_show import IDENTITY
+from tiercache.cli.qos_text import bytes_or_nothing
 from tiercache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _row(one: QuotaNow) -> tuple[str, ...]:
         format_bytes(one.reserved_bytes),
         format_bytes(one.held_bytes),
         format_bytes(one.pinned_bytes),
-        *("-" if bound is None else format_bytes(bound) for bound in bounds),
+        *map(bytes_or_nothing, bounds),
         str(one.extents),
         str(one.denied),
         format_bytes(one.denied_bytes),

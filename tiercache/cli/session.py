@@ -104,3 +104,14 @@ def bytes_option(text: str, option: str) -> int:
         return parse_bytes(text)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def duration_option(text: str, option: str) -> float:
+    """Return the seconds that an option's "1h" stands for; anything else is a usage error."""
+    from tiercache.errors import ConfigError
+    from tiercache.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
