@@ -19,7 +19,7 @@ def out(text: str) -> None:
 
 
 def out_json(document: Any) -> None:
-    """Print one JSON document; of structures their fields. Whatever names hold, the text is ASCII."""
+    """Print one JSON document; of structures their fields. It is ASCII whatever names hold."""
     json.dump(document, sys.stdout, indent=2, default=fields)
     sys.stdout.write("\n")
 
