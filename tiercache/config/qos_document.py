@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from tiercache.config.qos_schema import (
@@ -32,7 +31,7 @@ Document = dict[str, Any]
 # What a class, an identity or a backend is in a comparison, beside its keys.
 _IS_THERE = "there"
 _SECTIONS = ("version", "profile", "node", "class", "identity", "backend")
-_UNBOUNDED = {"origin": "", "get": inf, "put": inf, "list": inf, "bytes": inf, "adaptive": True}
+_UNBOUNDED = BackendPlan(origin="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +124,7 @@ def _identity(rule: IdentityRule) -> Document:
 
 def _backend(plan: BackendPlan) -> Document:
     found = _table(BACKEND, plan)
-    return {key: value for key, value in found.items() if getattr(plan, key) != _UNBOUNDED[key]}
+    return {key: value for key, value in found.items() if getattr(plan, key) != getattr(_UNBOUNDED, key)}
 
 
 def diff_policies(old: Policy, new: Policy) -> list[Change]:
