@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiercache.agent import kept
 from tiercache.errors import AccessDenied, ConfigError, FormatError
 from tiercache.records import FORMAT_VERSION
 
@@ -139,17 +140,12 @@ class CacheDirectory:
             )
 
     def _write_superblock(self, path: Path) -> None:
-        temporary = path.with_suffix(f".{os.getpid()}")
         content = {
             "magic": "tiercache",
             "format_version": FORMAT_VERSION,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        with open(temporary, "w", encoding="utf-8", opener=_private) as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
+        kept.publish(path, json.dumps(content).encode())
 
     def lock(self) -> int | None:
         """Return a descriptor that holds the agent's lock, None where another agent has it."""
@@ -162,7 +158,3 @@ class CacheDirectory:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -123,8 +123,11 @@ def _identity(rule: IdentityRule) -> Document:
 
 
 def _backend(plan: BackendPlan) -> Document:
-    found = _table(BACKEND, plan)
-    return {key: value for key, value in found.items() if getattr(plan, key) != getattr(_UNBOUNDED, key)}
+    return {
+        key: value
+        for key, value in _table(BACKEND, plan).items()
+        if getattr(plan, key) != getattr(_UNBOUNDED, key)
+    }
 
 
 def diff_policies(old: Policy, new: Policy) -> list[Change]:
