@@ -41,13 +41,7 @@ from tiercache.errors import (
 )
 from tiercache.model import PAGE_BYTES, Consistency, Kind
 from tiercache.policy import pages
-from tiercache.ports import (
-    Endpoints,
-    ExtentStore,
-    IndexStore,
-    MetadataStore,
-    SharedState,
-)
+from tiercache.ports import Endpoints, ExtentStore, IndexStore, MetadataStore, SharedState
 from tiercache.records import PinRecord
 from tiercache.settings import Settings
 

@@ -131,7 +131,7 @@ class Governing:
         """Tell the clients, who ask for their seats anew."""
         if self.is_on:
             self.generation = self._leases.new_generation()
-            self._turn()
+            self.turn()
             if self.governor is not None:
                 self.seats.publish_all(self.governor)
             self.wake()
@@ -289,7 +289,7 @@ class Governing:
     async def _turn_while_active(self) -> None:
         while self.governor is not None:
             self._demand.clear()
-            self._turn()
+            self.turn()
             if self._is_idle(self.governor):
                 return
             await asyncio.sleep(max(TURN_S, TURN_SHARE * self.turn_cost_s))
@@ -298,11 +298,8 @@ class Governing:
     def _is_idle(self, governor: Governor) -> bool:
         return governor.is_idle() and self.admission.is_idle
 
-    def look(self) -> None:
-        """Turn now, for whoever wants to know how things are."""
-        self._turn()
-
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Charge what was used and grant anew; also for whoever wants to know how things are."""
         governor = self.governor
         if governor is None:
             return

@@ -147,7 +147,7 @@ class QosDesk:
         governor, plan = self._governing.governor, self._governing.plan
         if governor is None or plan is None:
             return Top()
-        self._governing.look()
+        self._governing.turn()
         return Top(
             generation=self._governing.generation,
             node=rates_now(plan.node),
@@ -186,7 +186,7 @@ class QosDesk:
         plan = check_known(self._governing.plan, asked.identity)
         force, governor = self._force(), self._governing.governor
         assert force is not None and governor is not None
-        self._governing.look()
+        self._governing.turn()
         path = self._spelt(asked.path)
         use = next(one for one in self._uses() if one.identity == plan.name)
         report = next(one for one in governor.report() if one.name == plan.name)
@@ -232,7 +232,7 @@ class QosDesk:
 
     def status(self) -> dict[str, Any]:
         """Return the status document's ``qos``."""
-        self._governing.look()
+        self._governing.turn()
         return {
             "generation": self._governing.generation,
             "source": self._policing.source,

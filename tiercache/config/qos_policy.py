@@ -122,14 +122,6 @@ def _parse_json(text: str, where: str) -> dict[str, object]:
     return data
 
 
-def parse_document(document: Mapping[str, object], *, where: str) -> Policy:
-    """Return the policy of tables such as ``policy_document`` gives. Raises ConfigError."""
-    checked = _checked(_Reader(where, None), document, UNKNOWN_RATES, None)
-    if checked.policy is None:
-        raise refusal(checked.problems, where)
-    return checked.policy
-
-
 def _checked(
     reader: _Reader, data: Mapping[str, object], node_rates: Rates, cache_bytes: int | None
 ) -> Checked:

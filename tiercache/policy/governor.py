@@ -35,7 +35,7 @@ from tiercache.policy.accounts import (
     Pool,
     changed_pool,
 )
-from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, Plan, Rates, Resource
+from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, IdentityPlan, Plan, Rates, Resource
 from tiercache.policy.sharing import water_fill, whole_operations
 
 # Who waits gets one operation in this time, or the most of its debt back, whatever the others are
@@ -124,19 +124,22 @@ class Governor:
     def _replace_identities(self, plan: Plan, now_s: float) -> None:
         old, self._identities = self._identities, {}
         for identity_plan in plan.identities:
-            group = self._groups.get(identity_plan.class_name) or self._groups[DEFAULT_CLASS]
+            group = self._group_of(identity_plan)
             identity = old.pop(identity_plan.name, None) or Identity(identity_plan, group)
             self._identities[identity_plan.name] = identity
         for gone in old.values():
             self._identities[DEFAULT_IDENTITY].adopt(gone)
         for identity_plan in plan.identities:
-            group = self._groups.get(identity_plan.class_name) or self._groups[DEFAULT_CLASS]
+            group = self._group_of(identity_plan)
             self._identities[identity_plan.name].change(identity_plan, group, self._node, now_s)
         self._active = {
             identity.plan.name: identity
             for identity in self._identities.values()
             if any(account.balance for account in identity.accounts)
         }
+
+    def _group_of(self, plan: IdentityPlan) -> Group:
+        return self._groups.get(plan.class_name) or self._groups[DEFAULT_CLASS]
 
     def join(self, identity: str) -> int:
         """Return the number of a new payer of ``identity``, or of the default if there is none. It
