@@ -35,7 +35,14 @@ from tiercache.policy.accounts import (
     Pool,
     changed_pool,
 )
-from tiercache.policy.qos import DEFAULT_CLASS, DEFAULT_IDENTITY, IdentityPlan, Plan, Rates, Resource
+from tiercache.policy.qos import (
+    DEFAULT_CLASS,
+    DEFAULT_IDENTITY,
+    IdentityPlan,
+    Plan,
+    Rates,
+    Resource,
+)
 from tiercache.policy.sharing import water_fill, whole_operations
 
 # Who waits gets one operation in this time, or the most of its debt back, whatever the others are
