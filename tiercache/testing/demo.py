@@ -26,6 +26,7 @@ from tiercache.cli.session import running_agent
 from tiercache.config import load
 from tiercache.errors import AgentUnavailable, NotFound, OriginUnavailable, TiercacheError
 from tiercache.namespace import Namespace
+from tiercache.settings import ProfileSettings
 from tiercache.testing.demo_clouds import UNREAD, Cloud, Clouds
 from tiercache.testing.demo_screen import Screen
 from tiercache.testing.emulators import EmulatorFailed, EmulatorMissing
@@ -96,15 +97,14 @@ class Demo:
 
     def write_config(self) -> None:
         self.screen.step(2, "One namespace over all three: this is the whole configuration")
-        text = "\n".join(
-            [
-                "[cache]",
-                f'dir = "{self.cache_dir}"',
-                f'capacity = "{CAPACITY}"',
-                *(line for cloud in self.clouds.all for line in mount_lines(cloud)),
-                *(line for cloud in self.clouds.all for line in profile_lines(cloud)),
-            ]
-        )
+        lines = ["[cache]", f'dir = "{self.cache_dir}"', f'capacity = "{CAPACITY}"']
+        for cloud in self.clouds.all:
+            lines += mount_lines(cloud.mount, cloud.url, cloud.name, cloud.consistency)
+            if cloud.consistency == "eventual":
+                lines.append(f'ttl = "{TTL_S:g}s"')
+        for cloud in self.clouds.all:
+            lines += [*profile_lines(cloud.profile()), f'deadline = "{DEADLINE_S:g}s"']
+        text = "\n".join(lines)
         self.config.write_text(text + "\n")
         self.screen.code(text, "toml")
 
@@ -300,21 +300,19 @@ class Demo:
         self.screen.note("hot: the median of five; so little data lies in the kernel's page cache")
 
 
-def mount_lines(cloud: Cloud) -> list[str]:
-    lines = [
+def mount_lines(path: str, url: str, profile: str, consistency: str) -> list[str]:
+    return [
         "",
         "[[mount]]",
-        f'path = "{cloud.mount}"',
-        f'origin = "{cloud.url}"',
-        f'profile = "{cloud.name}"',
-        f'consistency = "{cloud.consistency}"',
+        f'path = "{path}"',
+        f'origin = "{url}"',
+        f'profile = "{profile}"',
+        f'consistency = "{consistency}"',
     ]
-    return [*lines, f'ttl = "{TTL_S:g}s"'] if cloud.consistency == "eventual" else lines
 
 
-def profile_lines(cloud: Cloud) -> list[str]:
-    profile = cloud.profile()
-    lines = ["", f"[profile.{cloud.name}]", f'endpoint = "{profile.endpoint}"']
+def profile_lines(profile: ProfileSettings) -> list[str]:
+    lines = ["", f"[profile.{profile.name}]", f'endpoint = "{profile.endpoint}"']
     for key in ("region", "account"):
         if value := getattr(profile, key):
             lines.append(f'{key} = "{value}"')
@@ -322,7 +320,7 @@ def profile_lines(cloud: Cloud) -> list[str]:
         lines.append(f'addressing = "{profile.addressing}"')
     if profile.anonymous:
         lines.append("anonymous = true")
-    return [*lines, f'deadline = "{DEADLINE_S:g}s"']
+    return lines
 
 
 def rate(cloud: Cloud, elapsed_s: float) -> str:

@@ -30,6 +30,8 @@ from tiercache.testing.demo import (
     DemoFailed,
     expect,
     interruptible,
+    mount_lines,
+    profile_lines,
     run_command,
     stop_agent,
     take_over_environment,
@@ -136,23 +138,13 @@ class QosDemo:
         self.judge(tenants, tracks, phases[-1])
 
     def write_config(self) -> None:
-        profiles = [self.s3.profile("s3"), self.azure.profile("azure")]
         lines = ["[cache]", f'dir = "{self.cache_dir}"', 'capacity = "1GiB"']
-        for mount, url, name in (
-            ("/data", self.s3.url(BUCKET, "data"), "s3"),
-            ("/warehouse", self.azure.url(CONTAINER, "tables"), "azure"),
+        for mount, url, profile in (
+            ("/data", self.s3.url(BUCKET, "data"), self.s3.profile("s3")),
+            ("/warehouse", self.azure.url(CONTAINER, "tables"), self.azure.profile("azure")),
         ):
-            lines += ["", "[[mount]]", f'path = "{mount}"', f'origin = "{url}"']
-            lines += [f'profile = "{name}"', 'consistency = "immutable"']
-        for profile in profiles:
-            lines += ["", f"[profile.{profile.name}]", f'endpoint = "{profile.endpoint}"']
-            lines += [
-                f'{key} = "{value}"'
-                for key in ("region", "account")
-                if (value := getattr(profile, key))
-            ]
-            if profile.addressing != "auto":
-                lines.append(f'addressing = "{profile.addressing}"')
+            lines += mount_lines(mount, url, profile.name, "immutable")
+            lines += profile_lines(profile)
         self.config.write_text("\n".join(lines) + "\n")
         self.policy.write_text(POLICY)
 
