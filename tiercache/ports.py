@@ -41,10 +41,15 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """Objects and, when listed with a delimiter, common prefixes (each ending in "/")."""
+    """Objects and, when listed with a delimiter, common prefixes (each ending in "/").
+
+    ``position`` is from where a listing that breaks after this page goes on, by the server's own
+    word; "" where nothing is known to follow, or the adapter cannot tell.
+    """
 
     objects: Sequence[ObjectInfo]
     prefixes: Sequence[str] = ()
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +107,11 @@ class Origin(Protocol):
         ...
 
     def list(
-        self, prefix: str, *, recursive: bool, limit: int | None = None
+        self, prefix: str, *, recursive: bool, limit: int | None = None, position: str = ""
     ) -> AsyncIterator[ListPage]:
         """Yield pages in key order. ``prefix`` is matched as a string; non-recursive listing
-        groups by "/". Ends early only by raising."""
+        groups by "/". Begins at a ``position`` that a page of the same listing told. Ends early
+        only by raising."""
         ...
 
     async def put(

@@ -23,7 +23,7 @@ from tiercache.errors import (
 )
 from tiercache.model import ObjectInfo
 from tiercache.origins.open import open_origin
-from tiercache.ports import Buffer, IfAbsent, IfVersion, Origin
+from tiercache.ports import Buffer, IfAbsent, IfVersion, ListPage, Origin
 from tiercache.settings import ProfileSettings
 from tiercache.testing.object_servers import (
     ObjectServer,
@@ -42,6 +42,7 @@ class OriginContract(ABC):
     """Subclasses give ``origin`` (raw), and helpers that bypass it."""
 
     odd: ClassVar[tuple[str, ...]] = PLAIN_ODD
+    tells_positions: ClassVar[bool] = False
 
     @pytest.fixture
     @abstractmethod
@@ -167,6 +168,8 @@ class OriginContract(ABC):
         keys = [info.key for page in pages for info in page.objects]
         assert keys == [f"p/{n:05d}" for n in range(1050)]
         assert len(pages) > 1 and max(len(page.objects) for page in pages) <= 5000
+        if self.tells_positions:
+            await goes_on_at_positions(origin, "p/", pages)
 
     async def test_odd_names(self, origin: Origin) -> None:
         for key in self.odd:
@@ -357,14 +360,24 @@ class ServerContract(OriginContract):
 
 
 async def listed(
-    origin: Origin, prefix: str, *, recursive: bool, limit: int | None = None
+    origin: Origin, prefix: str, *, recursive: bool, limit: int | None = None, position: str = ""
 ) -> tuple[list[ObjectInfo], list[str]]:
     objects: list[ObjectInfo] = []
     prefixes: list[str] = []
-    async for page in origin.list(prefix, recursive=recursive, limit=limit):
+    async for page in origin.list(prefix, recursive=recursive, limit=limit, position=position):
         objects += page.objects
         prefixes += page.prefixes
     return objects, prefixes
+
+
+async def goes_on_at_positions(origin: Origin, prefix: str, pages: list[ListPage]) -> None:
+    """Where a page tells a position, the listing goes on there with what followed."""
+    assert pages[0].position
+    for number, page in enumerate(pages, 1):
+        if page.position:
+            rest, _ = await listed(origin, prefix, recursive=True, position=page.position)
+            later = [info.key for page in pages[number:] for info in page.objects]
+            assert [info.key for info in rest] == later
 
 
 async def walked(origin: Origin, prefix: str) -> set[str]:

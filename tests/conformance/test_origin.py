@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from tests.conformance.origin_contract import (
     ServerContract,
     WritingContract,
     chunks,
+    goes_on_at_positions,
     listed,
 )
 from tiercache.clock import BootClock
@@ -53,6 +55,7 @@ ADLFS_MISTAKES = {"odd/sp ace+b&c?d#e", "odd/a"}
 @pytest.mark.emulator
 class TestS3OnSeaweed(ServerContract, WritingContract):
     makes_buckets = True
+    tells_positions = True
     odd = (*PLAIN_ODD, LONG_KEY[:250])  # it allows 255 bytes a segment
 
     @pytest.fixture
@@ -91,6 +94,7 @@ class TestS3OnSeaweed(ServerContract, WritingContract):
 
 @pytest.mark.emulator
 class TestS3OnMoto(ServerContract, WritingContract):
+    tells_positions = True
     odd = (*PLAIN_ODD, *EXACT_ODD, LONG_KEY)
 
     @pytest.fixture
@@ -139,6 +143,15 @@ class TestAzure(ServerContract, WritingContract):
     def nobody(self) -> str:
         return "http://127.0.0.1:1/devstoreaccount1"
 
+    async def test_pages_of_azures_own_client(self, origin: Origin) -> None:
+        for name in ("a", "b", "c", "d", "e"):
+            self.seed(f"odd//{name}", b"1")
+        assert isinstance(origin, ObstoreOrigin)
+        # Its pages are as long as the limit, which is for the caller to keep.
+        pages = [page async for page in origin._exact.list("odd//", recursive=True, limit=2)]
+        assert [len(page.objects) for page in pages] == [2, 2, 1]
+        await goes_on_at_positions(origin, "odd//", pages)
+
 
 @pytest.mark.emulator
 class TestGcs(ServerContract):
@@ -161,6 +174,12 @@ class TestGcs(ServerContract):
             policy=RetryPolicy(deadline_s=5.0, base_s=0.01),
             attempt_timeout_s=20.0,
         )
+
+    async def test_pages_of_googles_own_client(self, origin: Origin) -> None:
+        await asyncio.to_thread(self.seed_many, [f"p//{n:05d}" for n in range(1050)])
+        pages = [page async for page in origin.list("p//", recursive=True)]
+        assert [len(page.objects) for page in pages] == [1000, 50]
+        await goes_on_at_positions(origin, "p//", pages)
 
     async def test_missing_bucket(self, origin: Origin) -> None:
         # The emulator answers 500 to a listing without a bucket: no more can be told apart.

@@ -141,12 +141,37 @@ async def test_head_and_listing_are_retried(bench: Bench) -> None:
 
 async def test_a_listing_that_breaks_midway_raises(bench: Bench) -> None:
     bench.server.put_many(bench.bucket, ((f"l/{n:05}", b"") for n in range(1500)))
-    origin = bench.origin()
+    origin = bench.origin(deadline_s=1.0)
     pages = origin.list("l/", recursive=True)
     assert len((await anext(pages)).objects) == 1000
     bench.proxy.inject(Fault(respond_status=500))
     with pytest.raises(OriginUnavailable):
         await anext(pages)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(methods=("GET",), respond_status=503, times=3),
+        Fault(methods=("GET",), truncate_after_bytes=10, times=3),
+    ],
+    ids=["503", "truncated"],
+)
+async def test_a_listing_goes_on_where_it_broke(bench: Bench, fault: Fault) -> None:
+    names = [f"l/{n:05}" for n in range(2200)]
+    bench.server.put_many(bench.bucket, ((name, b"1") for name in names))
+    origin = bench.origin()
+    found = []
+    async for page in origin.list("l/", recursive=True):
+        found += [info.key for info in page.objects]
+        if len(found) in (1000, 2000):
+            bench.proxy.inject(fault)
+    assert found == names
+    counts = origin.counters.snapshot()
+    assert counts["retries"] == 6 and counts["throttles"] + counts["errors"] == 6
+    # What had come was not asked for again.
+    answered = [one for one in bench.proxy.exchanges("GET") if one.status == 200]
+    assert len(answered) == 3 + (0 if fault.respond_status else 6)
 
 
 async def test_what_is_no_outage_is_not_retried(bench: Bench) -> None:

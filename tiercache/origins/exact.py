@@ -49,9 +49,10 @@ class ExactNames(Protocol):
     def copy(self, source_key: str, target_key: str) -> None: ...
 
     def list(
-        self, prefix: str, *, recursive: bool, after: str, limit: int | None
+        self, prefix: str, *, recursive: bool, after: str, limit: int | None, position: str
     ) -> Iterator[ListPage]:
-        """Yield pages in key order, of keys past ``after`` (in UTF-8 order)."""
+        """Yield pages in key order, of keys past ``after`` (in UTF-8 order), from a ``position``
+        that a page told; pages tell theirs."""
         ...
 
 
@@ -75,10 +76,18 @@ class ExactThreads:
         return await asyncio.get_running_loop().run_in_executor(self._executor(), call, names)
 
     async def list(
-        self, prefix: str, *, recursive: bool, after: str = "", limit: int | None = None
+        self,
+        prefix: str,
+        *,
+        recursive: bool,
+        after: str = "",
+        limit: int | None = None,
+        position: str = "",
     ) -> AsyncIterator[ListPage]:
         pages = await self.run(
-            lambda names: names.list(prefix, recursive=recursive, after=after, limit=limit),
+            lambda names: names.list(
+                prefix, recursive=recursive, after=after, limit=limit, position=position
+            ),
             key=prefix,
         )
         loop = asyncio.get_running_loop()

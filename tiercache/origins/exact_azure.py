@@ -116,7 +116,7 @@ class ExactAzure:
             raise self._failure(error, source_key) from error
 
     def list(
-        self, prefix: str, *, recursive: bool, after: str, limit: int | None
+        self, prefix: str, *, recursive: bool, after: str, limit: int | None, position: str
     ) -> Iterator[ListPage]:
         per_page = None if limit is None else min(limit, 1000)
         found = (
@@ -126,7 +126,8 @@ class ExactAzure:
         )
         floor = after.encode()
         try:
-            for page in found.by_page():
+            pages: Any = found.by_page(position or None)  # its stubs leave out the token
+            for page in pages:
                 objects, prefixes = [], []
                 for item in page:
                     if isinstance(item, BlobPrefix):
@@ -134,7 +135,7 @@ class ExactAzure:
                     elif not after or item.name.encode() > floor:
                         objects.append(_info(item))
                 if objects or prefixes:
-                    yield ListPage(objects, prefixes)
+                    yield ListPage(objects, prefixes, pages.continuation_token or "")
         except azure.AzureError as error:
             raise self._failure(error, "") from error
 

@@ -130,13 +130,15 @@ class ExactGcs:
             raise self._failure(error, source_key) from error
 
     def list(
-        self, prefix: str, *, recursive: bool, after: str, limit: int | None
+        self, prefix: str, *, recursive: bool, after: str, limit: int | None, position: str
     ) -> Iterator[ListPage]:
         found = self._client.list_blobs(
             self._bucket,
             prefix=prefix,
             delimiter=None if recursive else "/",
             max_results=limit,
+            page_size=1000,  # as GCS has it; emulators would send all
+            page_token=position or None,
             **self._once,
         )
         floor = after.encode()
@@ -147,7 +149,9 @@ class ExactGcs:
                 prefixes = sorted(set(page.prefixes) - seen)
                 seen.update(prefixes)
                 if blobs or prefixes:
-                    yield ListPage([_info(blob) for blob in blobs], prefixes)
+                    # A prefix may come on two pages: who goes on must know the first.
+                    told = (found.next_page_token or "") if recursive else ""
+                    yield ListPage([_info(blob) for blob in blobs], prefixes, told)
         except google_errors.NotFound as error:
             raise bucket_missing(self._url) from error
         except _ERRORS as error:

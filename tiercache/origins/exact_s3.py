@@ -127,12 +127,15 @@ class ExactS3:
             raise self._failure(error, source_key) from error
 
     def list(
-        self, prefix: str, *, recursive: bool, after: str, limit: int | None
+        self, prefix: str, *, recursive: bool, after: str, limit: int | None, position: str
     ) -> Iterator[ListPage]:
         left = limit
-        position: dict[str, str] = {"StartAfter": after} if after else {}
         while left is None or left > 0:
-            extra: dict[str, Any] = dict(position)
+            extra: dict[str, Any] = {}
+            if position:
+                extra["ContinuationToken"] = position
+            elif after:
+                extra["StartAfter"] = after
             if not recursive:
                 extra["Delimiter"] = "/"
             if left is not None:
@@ -148,9 +151,9 @@ class ExactS3:
                 yield page
             if left is not None:
                 left -= len(page.objects) + len(page.prefixes)
-            if not answer["TiercacheNext"]:
+            position = page.position
+            if not position:
                 return
-            position = {"ContinuationToken": answer["TiercacheNext"]}
 
     def start_upload(self, key: str, write_id: str) -> str:
         """Begin a multipart upload; return its id. ``abort_upload`` or ``complete_upload`` ends
@@ -312,7 +315,8 @@ def _parse_listing(
         )
     names = [found.findtext(f"{space}Prefix", "") for found in root.iter(f"{space}CommonPrefixes")]
     customized_response_dict["TiercachePage"] = ListPage(
-        objects, [unquote_plus(name) for name in names] if decoded else names
+        objects,
+        [unquote_plus(name) for name in names] if decoded else names,
+        root.findtext(f"{space}NextContinuationToken", ""),
     )
-    customized_response_dict["TiercacheNext"] = root.findtext(f"{space}NextContinuationToken")
     response_dict["body"] = b"<ListBucketResult/>"

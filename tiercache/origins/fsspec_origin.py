@@ -149,7 +149,7 @@ class FsspecOrigin:
         return fetched
 
     async def list(
-        self, prefix: str, *, recursive: bool, limit: int | None = None
+        self, prefix: str, *, recursive: bool, limit: int | None = None, position: str = ""
     ) -> AsyncIterator[ListPage]:
         """Yield in key order; the filesystem's whole answer is held meanwhile (~1 kB a name)."""
         parent, _, _ = prefix.rpartition("/")

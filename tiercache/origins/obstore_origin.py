@@ -174,9 +174,9 @@ class ObstoreOrigin:
         return empty
 
     async def list(
-        self, prefix: str, *, recursive: bool, limit: int | None = None
+        self, prefix: str, *, recursive: bool, limit: int | None = None, position: str = ""
     ) -> AsyncIterator[ListPage]:
-        pages = self._pages(prefix, recursive=recursive, limit=limit)
+        pages = self._pages(prefix, recursive=recursive, limit=limit, position=position)
         if limit is not None:
             pages = _limited(pages, limit)
         async for page in pages:
@@ -184,10 +184,11 @@ class ObstoreOrigin:
             yield page
 
     async def _pages(
-        self, prefix: str, *, recursive: bool, limit: int | None
+        self, prefix: str, *, recursive: bool, limit: int | None, position: str
     ) -> AsyncIterator[ListPage]:
-        if not obstore_can_list(prefix) or (recursive and self._exact_lists):
-            pages = self._exact.list(prefix, recursive=recursive, limit=limit)
+        # Positions are told by the cloud's own SDK; obstore keeps them to itself.
+        if position or not obstore_can_list(prefix) or (recursive and self._exact_lists):
+            pages = self._exact.list(prefix, recursive=recursive, limit=limit, position=position)
         elif recursive:
             pages = self._recursive(prefix)
         else:
@@ -231,7 +232,7 @@ class ObstoreOrigin:
             return
         try:
             async for page in self._exact.list(prefix, recursive=True):
-                yield page
+                yield ListPage(page.objects)  # positions would be of another listing
         except Unsupported:
             return  # without the SDK: it was empty as far as we can see
 
@@ -538,4 +539,4 @@ async def _limited(pages: AsyncIterator[ListPage], limit: int) -> AsyncIterator[
         objects = page.objects[:left]
         prefixes = page.prefixes[: left - len(objects)]
         left -= len(objects) + len(prefixes)
-        yield ListPage(objects, prefixes)
+        yield ListPage(objects, prefixes, page.position)

@@ -186,32 +186,45 @@ class ResilientOrigin:
         return fetched
 
     async def list(
-        self, prefix: str, *, recursive: bool, limit: int | None = None
+        self, prefix: str, *, recursive: bool, limit: int | None = None, position: str = ""
     ) -> AsyncIterator[ListPage]:
-        """Yield pages; retried until the first page came, since a stream cannot be resumed."""
+        """Yield pages. The first is retried, and each that follows one which told a position."""
         counters = self.counters
-        pages: AsyncIterator[ListPage]
-
-        async def first() -> ListPage | None:
-            nonlocal pages
-            pages = self._origin.list(prefix, recursive=recursive, limit=limit)
-            return await following()
+        pages: AsyncIterator[ListPage] | None = None
+        left = limit
 
         async def following() -> ListPage | None:
+            nonlocal pages
+            if pages is None:
+                pages = self._origin.list(
+                    prefix, recursive=recursive, limit=left, position=position
+                )
             counters.requests_list += 1
-            return await anext(pages, None)
+            try:
+                return await anext(pages, None)
+            except BaseException:
+                pages = None  # what has raised would end now, as if that had been all
+                raise
 
         counters.calls += 1
         ask = Ask(Kind.LIST, prefix)
-        page = await self._safely(first, ask)
+        page = await self._safely(following, ask)
         try:
             while page is not None:
                 yield page
-                page = await self._attempt(
-                    following, self._call(), ask, bounded=False, is_read=True
-                )
+                if left is not None:
+                    left -= len(page.objects) + len(page.prefixes)
+                    if left <= 0:
+                        return
+                if position := page.position:
+                    page = await self._safely(following, ask)
+                else:
+                    page = await self._attempt(
+                        following, self._call(), ask, bounded=False, is_read=True
+                    )
         finally:
-            await _close(pages)
+            if pages is not None:
+                await _close(pages)
 
     async def put(
         self, key: str, data: Buffer, *, condition: Condition = Always(), write_id: str = ""
