@@ -225,7 +225,12 @@ def test_the_report_names_the_bucket_that_binds() -> None:
             governor.used(payer, tuple(min(n, 1e9) for n in governor.grant(payer)))  # type: ignore[arg-type]
             governor.wants(payer, READ_64K, turn / 100)
         governor.turn(turn / 100)
-    binding = {report.name: report.binding for report in governor.report()}
+    reports = governor.report()
+    binding = {report.name: report.binding for report in reports}
     assert binding == pytest.approx(
         {"default": "", "a": "limit read", "b": "limit operations", "c": "node read"}
     )
+    # All that the node has is lent to c; nobody's class has a limit.
+    (levels,) = {report.node_levels for report in reports}
+    assert levels[0] < READ_64K[0] and levels[1:] == (inf, inf)
+    assert {report.class_levels for report in reports} == {(inf, inf, inf)}

@@ -147,6 +147,8 @@ def report(name: str, read: float, **more: Any) -> IdentityReport:
         "waiting": 0,
         "longest_wait_s": 0.0,
         "levels": (inf, inf, inf),
+        "class_levels": (inf, inf, inf),
+        "node_levels": (inf, inf, inf),
         "share": (inf, inf, inf),
         "binding": "",
     }
@@ -182,11 +184,13 @@ def test_use_with_the_busiest_first() -> None:
 def test_buckets_of_identity_class_and_node() -> None:
     force = in_force()
     training, people = force.plan.identities[:2]
-    told = buckets(force, training, report("training", 0.0, levels=(-5e6, inf, inf)))
+    levels = {"levels": (-5e6, inf, inf), "node_levels": (7e6, inf, inf)}
+    told = buckets(force, training, report("training", 0.0, **levels))
     assert [(one.of, one.resource, one.rate, one.level) for one in told] == [
         ("identity", "read", 1.5e9, -5e6),
-        ("node", "read", 2e9, None),
+        ("node", "read", 2e9, 7e6),
     ]
+    assert told[1].burst == pytest.approx(0.15 * 2e9)
     told = buckets(force, people, report("people", 0.0))
     assert [(one.of, one.resource) for one in told] == [("node", "read")]
 

@@ -11,7 +11,7 @@ from math import inf, isinf
 
 from tiercache.errors import NotFound
 from tiercache.model import BackendWait
-from tiercache.policy.accounts import burst_of
+from tiercache.policy.accounts import NODE_BURST_S, burst_of
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import (
     Capacity,
@@ -261,7 +261,8 @@ def buckets(
     force: InForce, identity: IdentityPlan, report: IdentityReport
 ) -> tuple[BucketNow, ...]:
     """Return the frontend's buckets that an identity pays into, those without a bound left out.
-    The level of its own says what it may use at once, class and node counted in."""
+    The level of its own says what it may use at once, class and node counted in; those of class
+    and node, what of them is lent to nobody."""
     found = []
     for resource in Resource:
         word = resource.name.lower()
@@ -272,12 +273,15 @@ def buckets(
             found.append(
                 BucketNow(of="identity", resource=word, rate=share.limit, level=level, burst=burst)
             )
+        shared, node = force.class_of(identity).shares[resource], force.plan.node[resource]
         above = (
-            ("class", force.class_of(identity).shares[resource].limit),
-            ("node", force.plan.node[resource]),
+            ("class", shared.limit, burst_of(shared), report.class_levels[resource]),
+            ("node", node, node * NODE_BURST_S, report.node_levels[resource]),
         )
         found += [
-            BucketNow(of=of, resource=word, rate=rate) for of, rate in above if not isinf(rate)
+            BucketNow(of=of, resource=word, rate=rate, level=bound(level), burst=burst)
+            for of, rate, burst, level in above
+            if not isinf(rate)
         ]
     return tuple(found)
 

@@ -64,7 +64,8 @@ SHORTEST_TURN_S = 1e-4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityReport:
     """One identity at the last turn. ``levels`` are what its buckets held (negative: debt), inf
-    where it is not rationed; ``used`` tokens a second lately; ``binding`` what those who wait wait
+    where it is not rationed, ``class_levels`` and ``node_levels`` what of those buckets was lent
+    to nobody; ``used`` tokens a second lately; ``binding`` what those who wait wait
     for, as "limit read", "class operations", "node read", "" where nobody waits."""
 
     name: str
@@ -74,6 +75,8 @@ class IdentityReport:
     waiting: int
     longest_wait_s: float
     levels: Rates
+    class_levels: Rates
+    node_levels: Rates
     used: Rates
     share: Rates
     binding: str
@@ -469,6 +472,8 @@ class Governor:
             waiting=len(waiting),
             longest_wait_s=max(0.0, longest_s),
             levels=_rates(a.level for a in accounts),
+            class_levels=_rates(map(_free, identity.group.pools)),
+            node_levels=_rates(map(_free, self._node)),
             used=_rates(a.lately for a in accounts),
             share=_rates(a.share for a in accounts),
             binding=self._binding(identity) if waiting else "",
