@@ -356,7 +356,8 @@ class LeaseFile(Protocol):
     slots: memoryview
 
     def begin(self) -> None:
-        """End all leases of an agent before: all slots are free and the policy is off."""
+        """End all leases of an agent before: all slots are free. Its generation stands until the
+        policy is told anew or turned off."""
         ...
 
     @property

@@ -88,8 +88,7 @@ class Governing:
         """Take the lease file over; to be called when the agent is about to answer."""
         self._leases.begin()
         self._task = asyncio.create_task(self._run())
-        if self.governor is not None:
-            self._announce()
+        self._announce()
 
     async def stop(self) -> None:
         if self._task is not None:

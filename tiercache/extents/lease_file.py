@@ -14,7 +14,6 @@ from tiercache.policy.lease_words import (
     HEADER_BYTES,
     MAGIC,
     SLOT_WORDS,
-    SLOTS_COUNT,
     TURN_WORD,
     UNLIMITED,
 )
@@ -76,10 +75,9 @@ class LeaseFileWriter:
         self.slots: memoryview = whole[HEADER_BYTES // 8 :]
 
     def begin(self) -> None:
-        """End all leases of an agent before: all slots are free and the policy is off."""
-        self.turn_off()
-        for slot in range(SLOTS_COUNT):
-            self.clear(slot)
+        """End all leases of an agent before: all slots are free. Its generation stands until the
+        policy is told anew or turned off: in between nobody reads without a policy."""
+        self.slots[:] = memoryview(bytes(self.slots.nbytes)).cast("Q")
 
     @property
     def generation(self) -> int:
