@@ -192,6 +192,7 @@ async def test_a_file_of_zeros_is_filled_again(governing: Governing, file: Lease
     try:
         enlisted = await governing.enlist(account(1), "a")
         file.begin()
+        file.turn_off()
         governing.wake()
         deadline = asyncio.get_running_loop().time() + 10
         while file.generation <= enlisted.generation:

@@ -143,6 +143,26 @@ class Contents:
         self._index.put_object(digest, record)
         return record
 
+    async def admit_extent(
+        self, *, length: int, identity: str, owner: bytes, data_id: int, first_page: int = 0
+    ) -> ExtentState:
+        """Reserve what an object's extent costs by itself and create it, held busy. Raises
+        CacheFull, or OSError from the device."""
+        await self._space.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
+        try:
+            state = self._space.new_extent(
+                length=length,
+                identity=identity,
+                owner=owner,
+                data_id=data_id,
+                first_page=first_page,
+            )
+        except BaseException:
+            self._space.ledger.release(EXTENT_OVERHEAD_BYTES, identity)
+            raise
+        state.busy += 1
+        return state
+
     def make_extent(
         self, digest: bytes, record: ObjectRecord, number: int, *, identity: str
     ) -> ExtentState:
@@ -261,7 +281,7 @@ class Contents:
     ) -> ExtentState:
         """Copy a wholly cached object, page by page verified, into an extent of its own."""
         loop = asyncio.get_running_loop()
-        state = await self._space.admit_extent(
+        state = await self.admit_extent(
             length=record.size_bytes,
             identity=self.admitter(record),
             owner=digest,

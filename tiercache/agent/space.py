@@ -354,26 +354,6 @@ class Space:
         self.put_record(state)
         return state
 
-    async def admit_extent(
-        self, *, length: int, identity: str, owner: bytes, data_id: int, first_page: int = 0
-    ) -> ExtentState:
-        """Reserve what an object's extent costs by itself and create it, held busy. Raises
-        CacheFull, or OSError from the device."""
-        await self.reserve(EXTENT_OVERHEAD_BYTES, identity=identity)
-        try:
-            state = self.new_extent(
-                length=length,
-                identity=identity,
-                owner=owner,
-                data_id=data_id,
-                first_page=first_page,
-            )
-        except BaseException:
-            self.ledger.release(EXTENT_OVERHEAD_BYTES, identity)
-            raise
-        state.busy += 1
-        return state
-
     def put_record(self, state: ExtentState) -> None:
         """Put the extent's record into the index."""
         self._index.put_extent(

@@ -343,7 +343,7 @@ class Writes:
         copy.crcs += checksums(part)
 
     async def _new_extent(self, write: Write, copy: CacheCopy, number: int) -> ExtentState:
-        return await self._space.admit_extent(
+        return await self._contents.admit_extent(
             length=copy.extent_bytes,
             identity=copy.identity,
             owner=write.located.digest,
