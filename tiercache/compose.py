@@ -1,4 +1,6 @@
-"""Composition: the only place that turns settings into components."""
+"""Composition of the agent, and of the tools beside it: with ``compose_client`` the only place that
+turns settings into components. An agent never needs the client, and starts faster without it.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tiercache.agent.directory import CacheDirectory
-from tiercache.client.agreement import accept
-from tiercache.client.frozen import Frozen, FrozenNames
-from tiercache.client.launch import Announcement, start_agent
-from tiercache.client.link import Link
-from tiercache.client.names import Names
-from tiercache.client.reader import Reader
-from tiercache.client.resolver import Resolver
-from tiercache.client.seats import Seats
+from tiercache.client.launch import Announcement
 from tiercache.clock import BootClock, Clock
 from tiercache.errors import AgentUnavailable, NotFound, TiercacheError
 from tiercache.extents.files import ExtentFiles, ExtentReaders
-from tiercache.extents.lease_file import LeaseFileReader, LeaseFileWriter
-from tiercache.extents.shared_state import SharedStateReader, SharedStateWriter
+from tiercache.extents.lease_file import LeaseFileWriter
+from tiercache.extents.shared_state import SharedStateWriter
 from tiercache.metadata.lmdb_store import LmdbReader, LmdbStore
 from tiercache.policy.retry import RetryPolicy
 from tiercache.policy.urls import OriginUrl, endpoint_name
@@ -53,108 +48,6 @@ def cache_directory(settings: Settings) -> CacheDirectory:
     return CacheDirectory(Path(settings.cache.dir).absolute())
 
 
-# -- the client -----------------------------------------------------------------------------
-
-
-@dataclass(slots=True, kw_only=True)
-class Client:
-    """One process's client."""
-
-    link: Link
-    index: LmdbReader
-    extents: ExtentReaders
-    state: SharedStateReader
-    leases: LeaseFileReader | None
-    resolver: Resolver
-    reader: Reader
-    clock: Clock
-    engine: EmbeddedAgent | None = None
-
-    def bind_snapshot(self, name: str) -> Frozen:
-        """Bind this process to the snapshot that has the name now. Raises NotFound."""
-        frozen = self.resolver.frozen
-        before = frozen.bound(name)
-        now = frozen.renew(name)
-        if before is not None and before is not now:
-            self.resolver.forget_snapshot(name)
-            self.reader.names.forget_snapshot(name)
-        return now
-
-    def close(self) -> None:
-        self.reader.close()
-        self.link.close()
-        self.index.close()
-        if self.engine is not None:
-            self.engine.stop()
-
-    def abandon(self) -> None:
-        """In a forked child: let go of the parent's things without touching what is shared."""
-        self.link.abandon()
-        self.reader.abandon()
-        if self.engine is not None:
-            self.engine.abandon()
-
-
-def open_client(settings: Settings, *, embedded: bool = False) -> Client:
-    """Open a client, starting an agent where the directory has none. Raises ConfigError where the
-    agent that serves it was started with other limits."""
-    directory = cache_directory(settings)
-    engine: EmbeddedAgent | None = None
-    if embedded:
-        engine = EmbeddedAgent(settings)
-        engine.start()
-    settings = with_environment(settings)
-    link = Link(
-        socket_path=directory.socket,
-        mounts=settings.mounts,
-        profiles=tuple(settings.profiles.values()),
-        start_agent=lambda: start_agent(settings, directory.log),
-        accept=lambda welcome: accept(settings, welcome),
-        qos=settings.qos,
-    )
-    try:
-        link.ensure()
-        clock = BootClock()
-        index = LmdbReader(directory.index)
-        extents = ExtentReaders(directory.extents)
-        state = SharedStateReader(directory.state)
-        leases = None
-        with contextlib.suppress(NotFound):  # an agent from before there was QoS
-            leases = LeaseFileReader(directory.leases)
-        resolver = Resolver(settings.mounts, settings.profiles, FrozenNames(index))
-        reader = Reader(
-            index=index,
-            extents=extents,
-            state=state,
-            link=link,
-            resolver=resolver,
-            names=Names(
-                index=index,
-                state=state,
-                link=link,
-                resolver=resolver,
-                seats=Seats(file=leases, link=link, settings=settings.qos),
-                boot_id=clock.boot_id,
-            ),
-        )
-    except BaseException:
-        link.close()
-        if engine is not None:
-            engine.stop()
-        raise
-    return Client(
-        link=link,
-        index=index,
-        extents=extents,
-        state=state,
-        leases=leases,
-        resolver=resolver,
-        reader=reader,
-        clock=clock,
-        engine=engine,
-    )
-
-
 def with_environment(settings: Settings) -> Settings:
     """Note in the profiles what the environment adds to them, so that agent and clients name
     origins alike, or find out that they differ."""
@@ -164,9 +57,6 @@ def with_environment(settings: Settings) -> Settings:
         for name, profile in settings.profiles.items()
     }
     return msgspec.structs.replace(settings, profiles=profiles)
-
-
-# -- the agent ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

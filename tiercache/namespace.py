@@ -24,7 +24,7 @@ from tiercache.client.reader import Reader
 from tiercache.client.resolver import Name
 from tiercache.client.spans import clamp
 from tiercache.client.stats import frozen_stat, known_stat
-from tiercache.compose import Client, open_client
+from tiercache.compose_client import Client, open_client
 from tiercache.errors import IsADirectory, NotFound, StaleHandle, TiercacheError, Unsupported
 from tiercache.model import Autarky, Entry, FileExtent, Kind, Listing, Stat
 from tiercache.policy import snapshots

@@ -23,7 +23,7 @@ from tiercache.catalog import PART_OBJECTS, SnapshotObject, SnapshotRecord
 from tiercache.client.file import ReadFile
 from tiercache.client.frozen import Frozen
 from tiercache.client.job import Job
-from tiercache.compose import Client
+from tiercache.compose_client import Client
 from tiercache.errors import (
     CorruptPage,
     NotFound,

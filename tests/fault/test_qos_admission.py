@@ -19,7 +19,7 @@ from tests.fault.cache_rig import kill_agent, wait_for
 from tests.integration.qos_rig import Rig, enlist, generation, owners, qos_of, use_of
 from tiercache import wire
 from tiercache.client.link import connect
-from tiercache.compose import Client, open_client
+from tiercache.compose_client import Client, open_client
 from tiercache.errors import ConfigError, Throttled
 from tiercache.model import JobState
 

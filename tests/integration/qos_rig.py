@@ -9,7 +9,7 @@ import msgspec
 
 from tests.fault.cache_rig import FileOrigin, cache_settings, end_agents
 from tiercache import wire
-from tiercache.compose import Client, open_client
+from tiercache.compose_client import Client, open_client
 from tiercache.extents.lease_file import LeaseFileReader
 from tiercache.policy import lease_words as words
 from tiercache.qos import Qos

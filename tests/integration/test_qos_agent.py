@@ -30,7 +30,7 @@ from tests.integration.qos_rig import (
 )
 from tiercache import wire
 from tiercache.clock import BootClock
-from tiercache.compose import open_client
+from tiercache.compose_client import open_client
 from tiercache.errors import ConfigError
 from tiercache.policy import lease_words as words
 

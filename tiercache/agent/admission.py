@@ -11,13 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tiercache.agent.accounts import Account
 from tiercache.agent.seats import NOTHING, Process
 from tiercache.clock import Clock
 from tiercache.errors import Throttled
-from tiercache.policy.governor import Governor
 from tiercache.policy.qos import IdentityPlan, Plan, Rates
+
+if TYPE_CHECKING:
+    from tiercache.policy.governor import Governor
 
 # Advice to come again is never longer: by then other things have changed.
 MAX_RETRY_S = 60.0

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tiercache import wire, work
 from tiercache.agent.accounts import Account, asking, check_name, find_claimant
 from tiercache.agent.admission import Admission, Gate
 from tiercache.agent.seats import Process, Seats, Seen
 from tiercache.clock import Clock
-from tiercache.policy.governor import Governor
 from tiercache.policy.qos import (
     DEFAULT_IDENTITY,
     ClassPlan,
@@ -30,8 +29,11 @@ from tiercache.policy.qos import (
     SeatRule,
     covers,
 )
-from tiercache.policy.qos_rules import Policy
 from tiercache.ports import LeaseFile, SharedState
+
+if TYPE_CHECKING:
+    from tiercache.policy.governor import Governor
+    from tiercache.policy.qos_rules import Policy
 
 log = logging.getLogger("tiercache.agent")
 
@@ -102,6 +104,8 @@ class Governing:
         if plan is None or policy is None:
             self._end()
         elif self.governor is None:
+            from tiercache.policy.governor import Governor  # few agents have a policy
+
             self.governor = Governor(plan, now_s)
         else:
             self.governor.replace(plan, now_s)

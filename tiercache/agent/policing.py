@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -27,8 +27,10 @@ from tiercache.agent.calibration import Calibration
 from tiercache.clock import Clock
 from tiercache.errors import ConfigError, FormatError, TiercacheError
 from tiercache.policy.qos import Plan, Rates
-from tiercache.policy.qos_rules import Override, Policy, overrides_in_force
-from tiercache.policy.qos_schedule import Moment
+
+if TYPE_CHECKING:
+    from tiercache.policy.qos_rules import Override, Policy
+    from tiercache.policy.qos_schedule import Moment
 
 log = logging.getLogger("tiercache.agent")
 
@@ -70,7 +72,9 @@ class Language(Protocol):
         """Raises ConfigError where a policy cannot be kept with what is set by hand over it."""
         ...
 
-    def differences(self, old: Policy, new: Policy) -> tuple[str, ...]: ...
+    def differences(self, old: Policy | None, new: Policy) -> tuple[str, ...]:
+        """What ``new`` says otherwise than ``old``, or than nothing at all."""
+        ...
 
 
 class KeptOverride(msgspec.Struct, frozen=True):
@@ -159,6 +163,10 @@ class Policing:
     @property
     def overrides(self) -> tuple[Override, ...]:
         """What is set by hand now."""
+        if not self._overrides:
+            return ()
+        from tiercache.policy.qos_rules import overrides_in_force
+
         return overrides_in_force(self._overrides, self._clock.unix())
 
     # -- life -------------------------------------------------------------------------------
@@ -332,6 +340,8 @@ class Policing:
     # -- plans ------------------------------------------------------------------------------
 
     def moment(self) -> Moment:
+        from tiercache.policy.qos_schedule import Moment
+
         local = time.localtime(self._clock.unix())
         return Moment(
             weekday=local.tm_wday, minute=local.tm_hour * 60 + local.tm_min, second=local.tm_sec
@@ -370,7 +380,7 @@ class Policing:
     def differences(self, text: str, file: str) -> tuple[str, ...]:
         """Return what a text says otherwise than the policy in force. Raises ConfigError."""
         new = self.check(text, file)
-        return self._language.differences(self.standing.policy or Policy(), new)
+        return self._language.differences(self.standing.policy, new)
 
     async def apply(self, text: str, file: str) -> None:
         """Put a text in force. Raises ConfigError for one that cannot be, and where a file is

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tiercache.agent.audit import Audit
 from tiercache.agent.calibration import Calibration
@@ -12,13 +14,16 @@ from tiercache.agent.mounts import Mounts
 from tiercache.agent.pinning import Pinning
 from tiercache.agent.plane import Plane
 from tiercache.agent.policing import Language, Places, Policing
-from tiercache.agent.qos_desk import QosDesk
 from tiercache.agent.quotas import QuotaDesk
 from tiercache.clock import Clock
 from tiercache.policy.ledger import NOBODY
 from tiercache.policy.qos import Plan
 from tiercache.policy.quotas import capacities_of
 from tiercache.ports import Endpoints, LeaseFile, SharedState
+
+if TYPE_CHECKING:
+    from tiercache.agent.accounts import Account
+    from tiercache.agent.qos_desk import QosDesk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +35,28 @@ class QosParts:
     places: Places
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class QosPlane:
     """Owned by the event loop."""
 
+    # Constant after construction
     governing: Governing
     policing: Policing
     calibration: Calibration
     audit: Audit
-    desk: QosDesk
     pinning: Pinning
+    make_desk: Callable[[], QosDesk]
+    # Connections that ask for data; set by who knows them.
+    accounts: Callable[[], list[Account]] = list
+    _desk: QosDesk | None = None
+
+    @property
+    def desk(self) -> QosDesk:
+        """Where the policy is asked about and changed: made at the first question."""
+        if self._desk is None:
+            self._desk = self.make_desk()
+            self._desk.accounts = self.accounts
+        return self._desk
 
     def load(self, capacity_bytes: int) -> None:
         """Put in force what stood before, ahead of all work. Blocks."""
@@ -82,9 +99,15 @@ def build_qos(
         parts.places, parts.language, clock, executor, calibration, audit, governing.keep_to
     )
     policing.used = governing.admission.used
-    desk = QosDesk(governing, policing, calibration, audit, mounts, clock, QuotaDesk(plane))
-    desk.backends = lambda: tuple(endpoints.limits())
-    desk.waits = endpoints.waits
+
+    def make_desk() -> QosDesk:
+        from tiercache.agent.qos_desk import QosDesk
+
+        quotas = QuotaDesk(plane)
+        desk = QosDesk(governing, policing, calibration, audit, mounts, clock, quotas)
+        desk.backends = lambda: tuple(endpoints.limits())
+        desk.waits = endpoints.waits
+        return desk
 
     def limit(plan: Plan | None) -> None:
         endpoints.limit(() if plan is None else plan.backends)
@@ -98,6 +121,6 @@ def build_qos(
         policing=policing,
         calibration=calibration,
         audit=audit,
-        desk=desk,
         pinning=Pinning(plane, governing),
+        make_desk=make_desk,
     )

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import isinf
 from time import time_ns
+from typing import TYPE_CHECKING
 
-from tiercache.policy.governor import Governor
 from tiercache.policy.lease_words import (
     GRANT_OPS,
     GRANT_READ,
@@ -34,6 +34,9 @@ from tiercache.policy.lease_words import (
 )
 from tiercache.policy.qos import Rates
 from tiercache.ports import LeaseFile
+
+if TYPE_CHECKING:
+    from tiercache.policy.governor import Governor
 
 log = logging.getLogger("tiercache.agent")
 

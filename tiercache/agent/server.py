@@ -107,7 +107,7 @@ class Server:
         self.dropped_peers = 0
         self.internal_errors = 0
         self._idle_since_s = clock.now()
-        engine.qos.desk.accounts = lambda: [peer.account for peer in self.peers.values()]
+        engine.qos.accounts = lambda: [peer.account for peer in self.peers.values()]
         self._handlers: dict[type, Callable[..., Awaitable[wire.Response]]] = {
             wire.Lookup: engine.lookup,
             wire.Fill: engine.fill,
@@ -133,7 +133,7 @@ class Server:
             wire.SnapshotCreate: self._snapshot_create,
             wire.SnapshotRemove: self._snapshot_remove,
             wire.MountList: self._mounts,
-            wire.QosQuery: engine.qos.desk.query,
+            wire.QosQuery: lambda request: engine.qos.desk.query(request),
             wire.Shutdown: self._shutdown,
         }
 
