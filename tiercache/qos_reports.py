@@ -176,8 +176,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BucketNow(msgspec.Struct, frozen=True, kw_only=True):
-    """A token bucket at the frontend: ``of`` is "identity", "class" or "node"; ``level`` is what it
-    has for this identity. Negative is debt, and whoever needs the bucket waits until it is paid."""
+    """A token bucket at the frontend: ``of`` is "identity", "class" or "node"; a negative
+    ``level`` is debt, and whoever needs the bucket waits until it is paid."""
 
     of: str
     resource: str

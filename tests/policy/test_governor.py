@@ -230,7 +230,7 @@ def test_the_report_names_the_bucket_that_binds() -> None:
     assert binding == pytest.approx(
         {"default": "", "a": "limit read", "b": "limit operations", "c": "node read"}
     )
-    # All that the node has is lent to c; nobody's class has a limit.
+    # c uses all that the node has; nobody's class has a limit.
     (levels,) = {report.node_levels for report in reports}
-    assert levels[0] < READ_64K[0] and levels[1:] == (inf, inf)
+    assert levels[0] < 2 * MB and levels[1:] == (inf, inf)
     assert {report.class_levels for report in reports} == {(inf, inf, inf)}

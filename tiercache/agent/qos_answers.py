@@ -262,7 +262,7 @@ def buckets(
 ) -> tuple[BucketNow, ...]:
     """Return the frontend's buckets that an identity pays into, those without a bound left out.
     The level of its own says what it may use at once, class and node counted in; those of class
-    and node, what of them is lent to nobody."""
+    and node, what is there for all of them."""
     found = []
     for resource in Resource:
         word = resource.name.lower()

@@ -381,7 +381,7 @@ def _buckets_lines(buckets: Iterable[BucketNow]) -> list[str]:
 
 
 def _debt(bucket: BucketNow) -> str:
-    if bucket.level is None or bucket.level > 0:
+    if bucket.level is None or bucket.level >= 0:
         return ""
     if not bucket.rate:
         return "in debt"

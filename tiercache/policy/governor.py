@@ -59,13 +59,15 @@ ONE = 1.0
 LONG_TURN_S = 0.02
 # A turn is never taken as shorter than this: rates are divided by it.
 SHORTEST_TURN_S = 1e-4
+# Buckets whose levels are a turn or two apart bind alike.
+NEAR_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityReport:
     """One identity at the last turn. ``levels`` are what its buckets held (negative: debt), inf
-    where it is not rationed, ``class_levels`` and ``node_levels`` what of those buckets was lent
-    to nobody; ``used`` tokens a second lately; ``binding`` what those who wait wait
+    where it is not rationed, ``class_levels`` and ``node_levels`` what those buckets did, with what
+    they have lent; ``used`` tokens a second lately; ``binding`` what those who wait wait
     for, as "limit read", "class operations", "node read", "" where nobody waits."""
 
     name: str
@@ -472,15 +474,16 @@ class Governor:
             waiting=len(waiting),
             longest_wait_s=max(0.0, longest_s),
             levels=_rates(a.level for a in accounts),
-            class_levels=_rates(map(_free, identity.group.pools)),
-            node_levels=_rates(map(_free, self._node)),
+            class_levels=_rates(map(_level, identity.group.pools)),
+            node_levels=_rates(map(_level, self._node)),
             used=_rates(a.lately for a in accounts),
             share=_rates(a.share for a in accounts),
             binding=self._binding(identity) if waiting else "",
         )
 
     def _binding(self, identity: Identity) -> str:
-        """Name the bucket that has least left for those who wait."""
+        """Name the bucket that has least left for those who wait; of such as have about the same
+        the identity's own, since a busy node has lent everything at all times."""
         least, name = inf, ""
         for resource in identity.rationed:
             account = identity.accounts[resource]
@@ -489,10 +492,11 @@ class Governor:
                 "class": _free(identity.group.pools[resource]) + account.balance,
                 "node": _free(self._node[resource]) + account.balance,
             }
-            for bucket, level in levels.items():
-                seconds = level * account.pace
-                if seconds < least:
-                    least, name = seconds, f"{bucket} {Resource(resource).name.lower()}"
+            seconds = {bucket: level * account.pace for bucket, level in levels.items()}
+            lowest = min(seconds.values())
+            if lowest < least:
+                bucket = next(one for one in seconds if seconds[one] <= lowest + NEAR_S)
+                least, name = lowest, f"{bucket} {Resource(resource).name.lower()}"
         return name
 
 
@@ -572,6 +576,10 @@ def _deal_freely(resource: int, payers: list[Payer], left: float) -> None:
     more = max(0.0, left - wont) / len(payers)
     for payer in payers:
         payer.grant[resource] = payer.peak[resource] * scale + more
+
+
+def _level(pool: Pool | None) -> float:
+    return inf if pool is None else pool.level
 
 
 def _free(pool: Pool | None) -> float:
