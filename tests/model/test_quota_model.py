@@ -232,6 +232,31 @@ def test_what_an_identity_reads_again_and_again_still_makes_room(tmp_path: Path)
     asyncio.run(run())
 
 
+def test_who_pins_an_object_while_room_is_made_for_it_does_not_pay_for_that_room(
+    tmp_path: Path,
+) -> None:
+    sizes = {f"t{number}": 400 * KIB for number in range(9)}
+
+    async def run() -> None:
+        world = World(tmp_path, sizes, capacity_bytes=64 * MIB)
+        world.capacities = {"ann": Capacity(max_bytes=3 * MIB), "bob": Capacity()}
+        await world.start()
+        for number in range(8):
+            await world.read("ann", f"t{number}", 0, 400 * KIB)
+        reading = asyncio.create_task(world.read("ann", "t8", 0, 400 * KIB))
+        while not world.plane.space._reclaiming_own["ann"].locked():
+            await asyncio.sleep(0)
+        assert await world.pin("bob", "t8", tree=False)
+        await reading
+        await world.check_still()
+        world.plane.contents.refresh_pins(removed=False)  # as the next pin or policy does
+        await world.check_still()
+        assert world.pinned().keys() == {"bob"}
+        await world.end(crash=False)
+
+    asyncio.run(run())
+
+
 def test_what_readers_hold_open_makes_others_read_through_and_not_wait_for_ever(
     tmp_path: Path,
 ) -> None:

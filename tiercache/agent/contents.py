@@ -167,7 +167,8 @@ class Contents:
         self, digest: bytes, record: ObjectRecord, number: int, *, identity: str
     ) -> ExtentState:
         """Make the ``number``-th extent of a large object, charged to ``identity``, for which its
-        overhead is reserved (``Space.new_extent``)."""
+        overhead is reserved (``Space.new_extent``), and what will be written into it: it does not
+        pass on, not even to who has pinned the object while room was made."""
         first = number * record.extent_bytes
         length = min(record.extent_bytes, record.size_bytes - first)
         state = self._space.new_extent(
@@ -177,7 +178,9 @@ class Contents:
             data_id=record.data_id,
             first_page=first // PAGE_BYTES,
         )
+        state.writers += 1
         self._pin_if_covered(state, record)
+        state.writers -= 1
         places = list(record.extents)
         places[number] = (state.id, state.slot)
         record = msgspec.structs.replace(record, extents=tuple(places))
