@@ -232,6 +232,26 @@ def test_what_an_identity_reads_again_and_again_still_makes_room(tmp_path: Path)
     asyncio.run(run())
 
 
+def test_room_that_is_made_by_passing_on_alone_is_room(tmp_path: Path) -> None:
+    sizes = {f"t{number}": 400 * KIB for number in range(9)}
+
+    async def run() -> None:
+        world = World(tmp_path, sizes, capacity_bytes=64 * MIB)
+        world.capacities = {"ann": Capacity(max_bytes=3 * MIB)}
+        await world.start()
+        for who in ("ann", "bob"):
+            for number in range(7):
+                await world.read(who, f"t{number}", 0, 400 * KIB)
+        assert world.live().keys() == {"ann"}
+        await world.read("ann", "t8", 0, 400 * KIB)
+        assert world.passed_on and not world.plane.space.books.refusals
+        assert world.plane.contents.is_whole(world.filler.record_of(world.target("t8")))
+        await world.check_still()
+        await world.end(crash=False)
+
+    asyncio.run(run())
+
+
 def test_who_pins_an_object_while_room_is_made_for_it_does_not_pay_for_that_room(
     tmp_path: Path,
 ) -> None:

@@ -148,7 +148,8 @@ class Victims:
                         return None
             return None
 
-        return passed_bytes, self._collect(wanted_bytes, next_own)
+        victims = self._collect(wanted_bytes, next_own)  # which is what counts them
+        return passed_bytes, victims
 
     def _collect(self, wanted_bytes: int, choose: Callable[[], int | None]) -> list[ExtentState]:
         victims: list[ExtentState] = []
