@@ -57,6 +57,26 @@ def test_an_unknown_identity_is_the_default() -> None:
     assert [report.payers for report in governor.report()] == [1, 0]
 
 
+def test_payers_of_an_identity_that_comes_again_are_its_own_again() -> None:
+    with_a = plan(identity("a", read=Share(limit=MB)))
+    governor = Governor(with_a, 0.0)
+    waiting, idle = governor.join("a"), governor.join("a")
+    governor.wants(waiting, READ_64K, 0.0)
+    governor.turn(0.01)
+    governor.replace(plan(), 0.02)
+    assert [report.payers for report in governor.report()] == [2]
+    assert governor.grant(idle) == UNBOUNDED
+    governor.replace(with_a, 0.03)
+    governor.turn(0.04)
+    assert [(one.payers, one.waiting) for one in governor.report()] == [(0, 0), (2, 1)]
+    governor.used(idle, (2 * MB, 0.0, 1.0))
+    governor.turn(0.05)
+    assert governor.grant(idle)[0] == governor.grant(waiting)[0] == 0
+    governor.leave(waiting)
+    governor.leave(idle)
+    governor.assert_invariants()
+
+
 def test_a_limit_in_debt_admits_nobody_until_it_is_paid() -> None:
     governor = Governor(plan(identity("a", read=Share(limit=MB))), 0.0)
     one, other = governor.join("a"), governor.join("a")

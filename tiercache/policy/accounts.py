@@ -56,12 +56,14 @@ class Payer:
     """One queue of operations: a process at the lease file, or one in the agent."""
 
     __slots__ = (
-        "active_s", "grant", "identity", "missed_turns", "number", "peak", "since_s", "tag", "used",
-        "want",
+        "active_s", "grant", "identity", "missed_turns", "name", "number", "peak", "since_s", "tag",
+        "used", "want",
     )  # fmt: skip
 
-    def __init__(self, number: int, identity: Identity) -> None:
+    def __init__(self, number: int, name: str, identity: Identity) -> None:
         self.number = number
+        # The identity that it was told to be of, where the plan has that one.
+        self.name = name
         self.identity = identity
         # What is left of its grant; inf of what is not rationed.
         self.grant = [inf, inf, inf]
@@ -266,6 +268,13 @@ class Identity:
         self.busy.update(gone.busy)
         for account, other in zip(self.accounts, gone.accounts, strict=True):
             account.balance += min(other.balance, 0.0)
+
+    def take_back(self, payer: Payer) -> None:
+        """Have a payer again that went on as another identity's while this one was no more."""
+        payer.identity.payers.pop(payer.number)
+        payer.identity.busy.pop(payer.number, None)
+        payer.identity, payer.tag = self, self.clock
+        self.payers[payer.number] = payer
 
     def measure(self, passed_s: float) -> None:
         """Take in what its payers used and want since the last turn."""

@@ -111,7 +111,7 @@ class Governor:
 
     def replace(self, plan: Plan, now_s: float) -> None:
         """Keep to ``plan`` from now on. Levels, debts and payers of identities that stay are kept;
-        payers of those that vanished go on as the default identity."""
+        payers of those that vanished go on as the default identity, until theirs is there again."""
         self._charge_all(now_s)
         self._plan = plan
         self._node = [
@@ -141,6 +141,10 @@ class Governor:
             self._identities[identity_plan.name] = identity
         for gone in old.values():
             self._identities[DEFAULT_IDENTITY].adopt(gone)
+        for payer in self._payers.values():
+            own = self._identities.get(payer.name)
+            if own is not None and own is not payer.identity:
+                own.take_back(payer)
         for identity_plan in plan.identities:
             group = self._group_of(identity_plan)
             self._identities[identity_plan.name].change(identity_plan, group, self._node, now_s)
@@ -158,7 +162,7 @@ class Governor:
         has a grant of one operation at once, unless the identity is in debt."""
         self._next_number += 1
         who = self._identities.get(identity) or self._identities[DEFAULT_IDENTITY]
-        payer = Payer(self._next_number, who)
+        payer = Payer(self._next_number, identity, who)
         payer.tag = who.clock
         who.payers[payer.number] = self._payers[payer.number] = payer
         self._credit(payer)
