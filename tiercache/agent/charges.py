@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiercache import wire
+from tiercache.agent.seats import MOST_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +24,20 @@ class Charge:
     operations: int = 1
 
 
+def _bytes_of(length: int) -> int:
+    """Return what a length is charged, which a client gives as it likes: one below 0 would pay for
+    others, one beyond all sense be a debt for ever."""
+    return min(max(length, 0), MOST_TOKENS)
+
+
 def charge_of(request: wire.Request) -> Charge | None:
     """Return what a request is charged before it is carried out, None for nothing."""
     match request:
         case wire.Fill():
-            asked = sum(length for _, length in request.spans)
+            asked = sum(_bytes_of(length) for _, length in request.spans)
             return Charge(path=request.path, read=asked)
         case wire.ReadThrough():
-            return Charge(path=request.path, read=request.length)
+            return Charge(path=request.path, read=_bytes_of(request.length))
         case wire.WriteData():
             return Charge(number=request.write, write=len(request.data), operations=0)
         case wire.WriteFinish():  # what is written stands in the cache, charged to somebody
