@@ -26,6 +26,7 @@ from tiercache.errors import NotFound
 from tiercache.model import BackendWait
 from tiercache.policy.governor import IdentityReport
 from tiercache.policy.qos import Claimant
+from tiercache.policy.qos_match import Explanation
 from tiercache.policy.qos_rules import Policy
 from tiercache.policy.qos_schedule import Moment
 
@@ -131,6 +132,27 @@ def test_who_is_charged_and_why() -> None:
         "user 'ann'",
     ]
     assert claims(policy, "training", "/other", [(7, ANN)])[-1].identity == "people"
+
+
+@pytest.mark.parametrize("key", ["user", "path"])
+def test_an_identity_of_many_rules_is_explained_by_few_looks(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look goes through all rules, on the agent's loop, which serves nobody meanwhile."""
+    names = ", ".join(f'"/{number}"' for number in range(200))
+    text = f'version = 1\n[[identity]]\nname = "a"\nmatch = {{ {key} = [{names}] }}'
+    policy, looks = parse_policy(text, where="test"), 0
+    explain = Policy.explain
+
+    def counting(self: Policy, claimant: Claimant, path: str) -> Explanation:
+        nonlocal looks
+        looks += 1
+        return explain(self, claimant, path)
+
+    monkeypatch.setattr(Policy, "explain", counting)
+    told = claims(policy, "a", "/7/x", [(pid, ANN) for pid in range(100)])
+    assert len(told) <= 20 and looks <= 80
+    assert told[0].identity == "a"
 
 
 def test_the_default_identity_is_anybody_elses() -> None:

@@ -318,13 +318,23 @@ def claims(
     """Return how those are charged at a path who match one of an identity's rules: the connected
     ``peers`` (process id, claimant) that do, and for rules that none of them matches whoever gives
     no more than the rule asks for."""
-    asked: dict[str, _Asked] = {}
+    pids: dict[Claimant, list[int]] = {}
     for pid, claimant in peers:
+        pids.setdefault(claimant, []).append(pid)
+    asked: dict[str, _Asked] = {}
+    for claimant, its_pids in pids.items():
         if identity in _identities_at(policy, claimant, path):
-            asked.setdefault(text_of(claimant), _Asked(claimant)).pids.append(pid)
+            asked.setdefault(text_of(claimant), _Asked(claimant)).pids.extend(its_pids)
+    # Each look goes through all rules, on the event loop: no more of them than are told.
+    told = list(asked.values())[:MOST_CLAIMS]
+    seen = {rule for one in told for rule in _rules_of(policy, one.claimant, path)}
     for claimant, rule in _examples(policy, identity):
-        if not any(rule in _rules_of(policy, one.claimant, path) for one in asked.values()):
-            asked.setdefault(text_of(claimant), _Asked(claimant))
+        if len(asked) >= MOST_CLAIMS:
+            break
+        text = text_of(claimant)
+        if rule not in seen and text not in asked:
+            asked[text] = _Asked(claimant)
+            seen.update(_rules_of(policy, claimant, path))
     return tuple(_claim(policy, text, one, path) for text, one in list(asked.items())[:MOST_CLAIMS])
 
 
