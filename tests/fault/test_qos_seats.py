@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tiercache.agent.accounts import Account, bulk_account, claimant_of
-from tiercache.agent.governing import Governing
+from tiercache.agent.governing import NAMES_COUNT, Governing
 from tiercache.agent.seats import Seats
 from tiercache.clock import BootClock, FakeClock
 from tiercache.config.qos_policy import parse_policy
@@ -86,6 +86,31 @@ async def test_without_a_free_slot_a_process_goes_at_safe_rates(governing: Gover
         given = await governing.enlist(account(10_000), "a")
         assert given.seats[0].slot >= 0
         assert given.seats[0].owner not in {seat.owner for seat in first.seats}
+    finally:
+        await governing.stop()
+
+
+async def test_a_name_that_gives_way_to_others_finds_that_out(
+    governing: Governing, file: LeaseFileWriter
+) -> None:
+    """Else who reads under it would wait for ever for grants that nobody stores."""
+    keep_to(governing)
+    governing.start()
+    try:
+        (seat,) = (await governing.enlist(account(1), "a")).seats
+        slot = file.slots[seat.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+        for number in range(NAMES_COUNT - 1):
+            await governing.enlist(account(1), f"job-{number}")
+        assert slot[words.OWNER] == seat.owner
+        await governing.enlist(account(1), "a")  # the one that was asked for last stays
+        for number in range(NAMES_COUNT - 1):
+            await governing.enlist(account(1), f"other-{number}")
+        assert slot[words.OWNER] == seat.owner
+        await governing.enlist(account(1), "one more")
+        assert slot[words.OWNER] != seat.owner
+        (again,) = (await governing.enlist(account(1), "a")).seats
+        slot = file.slots[again.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+        assert slot[words.OWNER] == again.owner and slot[words.GRANT_READ]
     finally:
         await governing.stop()
 

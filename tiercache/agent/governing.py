@@ -174,10 +174,14 @@ class Governing:
         if governor is None:
             return wire.Enlisted(0)
         known = self._enlisted.setdefault(account.process, {})
-        if len(known) >= NAMES_COUNT and account.name not in known:
+        known.pop(account.name, None)
+        is_full = len(known) >= NAMES_COUNT
+        if is_full:
             del known[next(iter(known))]
         known[account.name] = {rule.identity for rule in rules}
         self.seats.keep(governor, account.process, set[str]().union(*known.values()))
+        if is_full:  # the name that has lost its seats may be read under still
+            self.seats.drop_spare(account.process)
         seats = tuple(self._seat(governor, account.process, rule) for rule in rules)
         return wire.Enlisted(self.generation, seats)
 

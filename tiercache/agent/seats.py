@@ -149,6 +149,12 @@ class Seats:
             governor.leave(lease.payer)
             self._spare.setdefault(process, []).append(lease)
 
+    def drop_spare(self, process: Process) -> None:
+        """Free the leases that none of the process's names uses: whoever still pays from one finds
+        that it is no longer its own, and enlists again."""
+        for lease in self._spare.pop(process, ()):
+            self._give_back(lease)
+
     def leave(self, governor: Governor, process: Process) -> list[Seen]:
         """Free what a process had; return what it used since the last look, which is charged: many
         that live for a moment each are one that lives for long."""
@@ -161,8 +167,7 @@ class Seats:
             del self._by_payer[lease.payer]
             governor.leave(lease.payer)
             self._give_back(lease)
-        for lease in self._spare.pop(process, ()):
-            self._give_back(lease)
+        self.drop_spare(process)
         return seen
 
     def _give_back(self, lease: Lease) -> None:
