@@ -292,8 +292,11 @@ async def test_a_node_that_delivers_all_that_was_measured_is_believed_to_deliver
         return plan.node
 
     assert (await deliver(90e6, 20e6, 1.0))[:2] == (100e6, 50e6)
+    assert (await deliver(99e6, 20e6, 1.0))[0] == 100e6
     assert (await deliver(99e6, 20e6, 1.0))[0] == pytest.approx(110e6)
     assert (await deliver(110e6, 50e6, 30.0))[0] == pytest.approx(110e6)  # too long ago
+    for read_per_s in (0.0, 40e9, 0.0):  # an object that was paid at once: ``local_path``
+        assert (await deliver(read_per_s, 0.0, 1.0))[0] == pytest.approx(110e6)
     for _ in range(40):  # the hardware's end
         node = await deliver(min(300e6, bench.node[0]), 0.0, 1.0)
     assert 300e6 < node[0] <= 1.1 * 300e6 / 0.97 and node[1] == 50e6

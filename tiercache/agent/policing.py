@@ -143,6 +143,8 @@ class Policing:
         # Set by who counts: tokens that everybody has used since the agent started.
         self.used: Callable[[], Rates] = _nothing
         self._seen: tuple[float, Rates] = (clock.now(), _nothing())
+        # Tokens a second, at the last look.
+        self._delivered = _nothing()
         self._overrides: tuple[Override, ...] = ()
         self._plan: Plan | None = None
         self._stamp: Stamp | None = None
@@ -254,16 +256,20 @@ class Policing:
         await self._audit.flush()
 
     async def _learn(self) -> None:
-        """Let what the node delivered since the last look correct what was measured of it."""
+        """Let what the node delivered at this look and the last correct what was measured of it:
+        in one alone, a large object that is paid at once looks as if it had been delivered."""
         now_s, used = self._clock.now(), self.used()
         (seen_s, seen), self._seen = self._seen, (now_s, used)
         passed_s = now_s - seen_s
+        before, self._delivered = self._delivered, _nothing()
         # A look that came late or early says less of a rate than the bursts at its ends.
         if not LOOK_S / 2 < passed_s < 2 * LOOK_S:
             return
         read, write, operations = (
             (now - then) / passed_s for now, then in zip(used, seen, strict=True)
         )
+        self._delivered = read, write, operations
+        read, write, operations = map(min, before, self._delivered)
         if await self._calibration.learn((read, write, operations)):
             self.replan()
 

@@ -1,8 +1,8 @@
 """What a node is believed to deliver: measured once, and corrected by what it is seen to deliver.
 
 A measurement on a busy node is too low and would hold everybody back for ever. But a node that
-delivers, over a second, all that it is believed to deliver, can evidently do so, and perhaps more:
-then a little more is believed. Where the processors or the device are at their end, what is
+delivers, two seconds on end, all that it is believed to deliver, can evidently do so, and perhaps
+more: then a little more is believed. Where the processors or the device are at their end, what is
 delivered stays behind the belief, and the belief stands.
 """
 
