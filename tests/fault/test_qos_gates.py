@@ -106,6 +106,20 @@ async def test_the_cap_of_a_class_holds_for_all_of_its_identities() -> None:
         assert b.most == 3
 
 
+async def test_who_waits_for_tokens_keeps_nobody_else_of_its_class_out() -> None:
+    slow = IdentityPlan(shares=(UNBOUND, UNBOUND, Share(limit=2, burst=1)))
+    plan = Plan(classes=(ClassPlan(in_flight=2),), identities=(slow, IdentityPlan(name="other")))
+    async with bench(plan) as b:
+        waits = [asyncio.create_task(b.request(account(process))) for process in range(8)]
+        await asyncio.sleep(0.05)
+        for _ in range(10):
+            await asyncio.wait_for(b.request(account(99), "other"), 0.3)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert (b.inside, b.admission.is_idle) == (0, True)
+
+
 async def test_a_cap_that_is_raised_or_ended_lets_in_who_waits() -> None:
     async with bench(plan_of(cap=1)) as b:
         waits = [asyncio.create_task(b.request(lasts_s=0.5)) for _ in range(5)]

@@ -180,15 +180,21 @@ class Admission:
         """Wait for room and tokens; return the gates to leave in the end. Raises Throttled after
         ``max_wait_s``."""
         began_s = self._clock.now()
-        gates, entered = self._gates_of(identity), list[Gate]()
+        own, *of_class = self._gates_of(identity)
+        entered: list[Gate] = []
+        full = True
         try:
             async with asyncio.timeout(max_wait_s):
-                for gate in gates:
+                await self._enter_gate(own, account)
+                entered.append(own)
+                full = False
+                await self._pay(account, identity, amounts)
+                full = True
+                # Last: who waits for tokens keeps nobody else of its class out.
+                for gate in of_class:
                     await self._enter_gate(gate, account)
                     entered.append(gate)
-                await self._pay(account, identity, amounts)
         except BaseException as error:
-            full = len(entered) < len(gates)
             for gate in entered:
                 gate.leave()
             if isinstance(error, TimeoutError):
