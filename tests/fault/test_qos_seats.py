@@ -192,6 +192,22 @@ def test_what_was_written_over_is_restored(file: LeaseFileWriter, value: int) ->
     assert slot[words.RATE_READ] == before[words.RATE_READ]
 
 
+@pytest.mark.parametrize("plan", [plan_of("a"), Plan()])
+def test_a_grant_that_was_written_over_is_restored(file: LeaseFileWriter, plan: Plan) -> None:
+    """Its owner waits for it, and where nothing is rationed it never changes by itself."""
+    seats, governor = Seats(file), Governor(plan, 0.0)
+    lease = seats.take(governor, 1, "a")
+    assert lease is not None
+    slot = file.slots[lease.slot * words.SLOT_WORDS :][: words.SLOT_WORDS]
+    slot[words.GRANT_READ] = slot[words.GRANT_OPS] = 0
+    slot[words.WANT_READ], slot[words.WANT_OPS], slot[words.WAITING_NS] = 4096, 1, 1
+    for turn in range(1, 4):
+        seats.collect(governor, turn / 100)
+        governor.turn(turn / 100)
+        seats.publish(governor, shares=True)
+    assert slot[words.GRANT_READ] and slot[words.GRANT_OPS]
+
+
 def test_processes_that_die_at_once_are_charged(file: LeaseFileWriter) -> None:
     """Each has one operation when it comes; together they keep to the limit all the same."""
     seats, governor = Seats(file), Governor(plan_of("a"), 0.0)  # 1 MB/s

@@ -233,6 +233,8 @@ class Seats:
             wanted = (min(words[WANT_READ], MOST_TOKENS), 0, min(words[WANT_OPS], MOST_TOKENS))
             governor.wants(lease.payer, wanted, min(words[WAITING_NS] / 1e9, now_s))
             lease.is_waiting = True
+            if any(words[word] != lease.stored[word] for word in (GRANT_READ, GRANT_OPS)):
+                self._restore(governor, lease)  # what was stored over may be all it waits for
         elif lease.is_waiting:
             governor.wants(lease.payer, NOTHING, now_s)
             lease.is_waiting = False
