@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.policy.qos_cases import IDENTITIES, PATHS, WHO, rule
-from tiercache.policy.qos import DEFAULT_IDENTITY, Claimant
+from tiercache.policy import qos_match
+from tiercache.policy.qos import DEFAULT_IDENTITY, Claimant, covers
 from tiercache.policy.qos_match import MatchRule
 from tiercache.policy.qos_rules import IdentityRule, Policy
 
@@ -47,6 +48,24 @@ def test_the_most_specific_rule_wins(
     policy = Policy(identities=tuple(rule(name, match) for name, match in matches.items()))
     claimant = replace(ADA, name="n", access_key="k")
     assert policy.identify(claimant, path) == identity
+
+
+def test_seats_of_many_paths_are_found_without_holding_each_against_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is done on the agent's loop for every connection, and 4096 rules are allowed."""
+    looks = 0
+
+    def counting(path: str, name: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return covers(path, name)
+
+    monkeypatch.setattr(qos_match, "covers", counting)
+    paths = [f"/a{number}/b/c" for number in range(300)]
+    policy = Policy(identities=(rule("a", *(MatchRule(path=path) for path in paths)),))
+    assert {seat.path for seat in policy.seats(ADA)} == {*paths, ""}
+    assert looks <= len(paths)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ counts only for claimants that its identity's ``claim`` lets use it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from tiercache.policy.qos import DEFAULT_IDENTITY, Claimant, SeatRule, covers
@@ -105,14 +105,23 @@ def _matching(rules: Iterable[ListedRule], claimant: Claimant) -> Iterator[Liste
 def seats(rules: Iterable[ListedRule], claimant: Claimant) -> tuple[SeatRule, ...]:
     """Return what a claimant's paths are charged to: the first seat that covers a name holds."""
     found: list[SeatRule] = []
+    taken: set[str] = set()
     for listed in sorted(_matching(rules, claimant), key=lambda listed: listed.rank):
         path = listed.rule.path
-        if any(covers(seat.path, path) for seat in found):
+        if _is_covered(path, taken):
             continue
+        taken.add(path)
         found.append(SeatRule(path=path, identity=listed.identity))
         if not path:
             return tuple(found)
     return (*found, SeatRule(path="", identity=DEFAULT_IDENTITY))
+
+
+def _is_covered(path: str, taken: Container[str]) -> bool:
+    """Say whether one of the paths covers this one, whatever their number; "" is none of them."""
+    while path and path not in taken:
+        path = path.rpartition("/")[0]
+    return bool(path)
 
 
 def identify(rules: Iterable[ListedRule], claimant: Claimant, path: str) -> str:
