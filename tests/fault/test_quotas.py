@@ -26,6 +26,7 @@ from tests.fault.cache_rig import (
     wait_for,
 )
 from tiercache import catalog, compose
+from tiercache.agent.contents import Contents
 from tiercache.errors import CacheFull
 from tiercache.metadata.open import open_metadata
 from tiercache.namespace import Namespace
@@ -317,6 +318,19 @@ def test_writes_are_charged_to_who_writes(rig: Rig) -> None:
         assert not ns.qos.check_quotas().problems
         shut_down(ns)
     assert compose.fsck(rig.settings()).clean
+
+
+def test_a_write_under_a_pin_is_pinned_by_a_look_at_its_own_extents(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at all that is cached would hold the agent up for a second where that is much."""
+    with namespace(rig.settings(), embedded=True) as ns:
+        ns.pin("/m/ann")
+        monkeypatch.delattr(Contents, "refresh_pins")
+        ns.write("/m/ann/written", b"w" * MIB)
+        ann = quota(ns, "ann")
+        assert MIB <= ann.pinned_bytes <= 2 * MIB
+        assert ns.status()["agent"]["internal_errors"] == 0
 
 
 def test_many_processes_of_two_identities_at_once(rig: Rig) -> None:

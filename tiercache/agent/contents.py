@@ -7,7 +7,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -532,6 +532,11 @@ class Contents:
                 record = None if state.is_pack else self._index.get_object(state.owner)
                 if record is not None:
                     self._pin_if_covered(state, record)
+
+    def pin_covered(self, states: Iterable[ExtentState], record: ObjectRecord) -> None:
+        """Pin new extents of an object as the pins that cover it have it."""
+        for state in states:
+            self._pin_if_covered(state, record)
 
     def _pin_if_covered(self, state: ExtentState, record: ObjectRecord) -> None:
         """Pin an extent for whoever has pinned its object, whom it is charged to from now on; not

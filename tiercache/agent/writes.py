@@ -369,7 +369,7 @@ class Writes:
         self._space.put_record(last)
         for state in copy.extents:
             state.busy -= 1
-        self._contents.refresh_pins(removed=False)
+        self._contents.pin_covered(copy.extents, record)
         copy.extents = []
         return record
 
