@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tiercache.agent import accounts
 from tiercache.agent.accounts import Account, bulk_account, claimant_of
 from tiercache.agent.governing import NAMES_COUNT, Governing
 from tiercache.agent.seats import Seats
@@ -290,6 +294,17 @@ def test_the_groups_of_a_process_are_told_while_it_lives() -> None:
     other = claimant_of(1, 12345, 54321, "")  # another user's: its groups are not taken
     assert other.users == frozenset({"12345"})
     assert other.groups == frozenset({"54321"})
+
+
+def test_a_user_database_that_was_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert claimant_of(0, 54321, 54321, "").users == frozenset({"54321"})
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="ada"))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="ml"))
+    found = claimant_of(0, 54321, 54321, "")
+    accounts._user_name.cache_clear()
+    accounts._group_name.cache_clear()
+    assert found.users == frozenset({"54321", "ada"})
+    assert found.groups == frozenset({"54321", "ml"})
 
 
 def test_a_job_asks_as_prefetch_where_its_client_has_no_name() -> None:

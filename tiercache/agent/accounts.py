@@ -126,17 +126,26 @@ def _supplementary(pid: int, uid: int) -> list[int]:
     return [int(text) for text in fields.get("Groups", "").split()]
 
 
+# Names are kept, their absence is not: a directory service that is away says "no such user".
 @lru_cache(maxsize=1024)
+def _user_name(uid: int) -> str:
+    return pwd.getpwuid(uid).pw_name
+
+
+@lru_cache(maxsize=1024)
+def _group_name(gid: int) -> str:
+    return grp.getgrgid(gid).gr_name
+
+
 def _user(uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        return _user_name(uid)
     except KeyError:
         return str(uid)
 
 
-@lru_cache(maxsize=1024)
 def _group(gid: int) -> str:
     try:
-        return grp.getgrgid(gid).gr_name
+        return _group_name(gid)
     except KeyError:
         return str(gid)
