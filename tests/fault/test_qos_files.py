@@ -241,6 +241,19 @@ async def test_the_audit_log_stays_small(bench: Bench) -> None:
     assert max(path.stat().st_size for path in bench.root.glob("audit.jsonl*")) <= AUDIT_BYTES
 
 
+@pytest.mark.parametrize("text", ["x" * 70_000, "\n" * 70_000, "é" * 70_000])
+async def test_a_change_of_many_words_is_audited_all_the_same(bench: Bench, text: str) -> None:
+    audit = bench.audit()
+    audit.note("set", user="ada", refused="short")
+    audit.note("apply", user="ada", generation=7, differences=["short", *[text] * 100])
+    audit.note("set", user="ada", refused=text)
+    await audit.flush()
+    first, second, third = bench.lines()
+    assert (first["refused"], second["user"], second["generation"]) == ("short", "ada", 7)
+    assert second["differences"][0] == "short" and len(second["differences"]) == 101
+    assert third["refused"][:1000] == text[:1000]
+
+
 @pytest.mark.parametrize("kind", ["directory", "pipe", "full"])
 async def test_an_audit_log_that_cannot_be_written_stops_nothing(
     bench: Bench, kind: str, caplog: pytest.LogCaptureFixture

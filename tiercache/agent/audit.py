@@ -20,6 +20,9 @@ from tiercache.clock import Clock
 log = logging.getLogger("tiercache.agent")
 
 AUDIT_BYTES = 64 * 1024
+# A rule of a thousand paths, or what a client gave for a name, is cut to fit: a line that is longer
+# than the file would not be there at all.
+LINE_BYTES = AUDIT_BYTES // 4
 # Of one identity's denials one line in this time is written, with the count of the others: a
 # thousand refusals a second are one fact.
 DENIALS_S = 10.0
@@ -31,6 +34,13 @@ def told(differences: tuple[str, ...]) -> list[str]:
     """Return the differences that a line has room for."""
     more = len(differences) - MOST_DIFFERENCES
     return [*differences[:MOST_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _cut(fact: object, most: int) -> object:
+    """Return a fact whose texts have so many characters at most."""
+    if isinstance(fact, list):
+        return [_cut(one, most) for one in fact]
+    return f"{fact[:most]}…" if isinstance(fact, str) and len(fact) > most else fact
 
 
 @dataclass(slots=True)
@@ -56,7 +66,11 @@ class Audit:
     def note(self, what: str, **facts: str | int | float | list[str]) -> None:
         """Add a line: the time, what happened, and its facts. Synchronous and cheap."""
         line = {"unix_s": round(self._clock.unix(), 3), "what": what, **facts}
-        self._lines.append(msgspec.json.encode(line) + b"\n")
+        data, most = msgspec.json.encode(line), LINE_BYTES // 8
+        while len(data) > LINE_BYTES and most:
+            data = msgspec.json.encode({key: _cut(fact, most) for key, fact in line.items()})
+            most //= 2
+        self._lines.append(data + b"\n")
 
     def denied(self, identity: str, reason: str) -> None:
         """Add a line about a request that was refused for its identity's limits."""
