@@ -318,6 +318,24 @@ async def test_a_node_that_delivers_all_that_was_measured_is_believed_to_deliver
     assert again.rates[:2] == node[:2]
 
 
+async def test_a_file_that_is_written_again_is_no_newer_text(bench: Bench) -> None:
+    """The node has become slower than what it reserves, which the policy in force may."""
+    (bench.root / "calibration.json").write_bytes(
+        msgspec.json.encode(Measured(read=100e6, write=50e6))
+    )
+    text = 'version = 1\n[[identity]]\nname = "a"\nmatch = {name = "a"}\nread.reserve = "200MB/s"\n'
+    bench.file.write_text(text)
+    policing = bench.policing()
+    assert (policing.error, bench.node[0]) == ("", 100e6)
+    other = bench.root / "other"
+    for written in (text, text + "# newer\n", text):
+        other.write_text(written)
+        other.rename(bench.file)
+        await policing.look()
+        assert bool(policing.error) is (written != text)
+    assert len(bench.told) == 1
+
+
 async def test_a_node_that_cannot_be_measured_has_careful_rates(bench: Bench) -> None:
     bench.room.is_full = True
     calibration = bench.calibration()

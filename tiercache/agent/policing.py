@@ -276,12 +276,13 @@ class Policing:
     async def _reload(self) -> None:
         try:
             text = await self._on_thread(self._read_file)
-            standing = self._parsed(text, "file", is_new=True)
+            is_new = text != self.standing.text
+            standing = self._parsed(text, "file", is_new=is_new)
         except (TiercacheError, OSError) as error:
             self._refuse_file(error)
             return
         self.error = ""
-        if standing.text == self.standing.text:
+        if not is_new:
             return
         differences = self.differences(standing.text, self._places.configured)
         await self._take_over(standing)
