@@ -89,6 +89,16 @@ def test_whoever_waits_too_long_is_told_by_whom_and_when_to_come_again(rig: Rig)
     assert status["agent"]["internal_errors"] == 0
 
 
+def test_looking_many_names_up_at_once_costs_as_much_as_one_by_one(rig: Rig) -> None:
+    rig.origin.fill("t", [1000] * 2)
+    client = rig.client(name="two")
+    names = ("/m/00000", "/m/00001", "/m/none", "/m/neither", "/m")
+    items = tuple((name, 0, None) for name in names)
+    client.link.request(wire.FillMany(items), wire.FilledMany)
+    used = use_of(client, "two")
+    assert (used.operations, used.read_bytes) == (5, 2000)
+
+
 def test_a_client_may_wait_less_than_its_policy_lets_it(rig: Rig) -> None:
     rig.origin.fill("t", [1000])
     impatient = rig.client(name="hasty", max_wait_s=0.05)

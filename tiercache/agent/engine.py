@@ -319,6 +319,9 @@ class Engine:
                 length = found.size_bytes if length is None else length
                 length = max(0, min(length, found.size_bytes - offset))
                 await self._fill_found(Target.of(located, found.token), (offset, length))
+            else:
+                async with self.governing.admitted(located.path):
+                    pass  # a look-up as any other
         except StaleHandle:
             return None, None  # the client reads this one by itself
         except NotCached:
