@@ -120,6 +120,15 @@ async def test_who_waits_for_tokens_keeps_nobody_else_of_its_class_out() -> None
         assert (b.inside, b.admission.is_idle) == (0, True)
 
 
+async def test_who_asks_for_nothing_does_not_wait_for_the_cap_of_its_class() -> None:
+    async with bench(plan_of(class_cap=1)) as b:
+        waits = [asyncio.create_task(b.request(lasts_s=0.1)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert b.admission.is_full("default") and not b.admission.is_full("other")
+        await asyncio.gather(*waits)
+        assert not b.admission.is_full("default")
+
+
 async def test_a_cap_that_is_raised_or_ended_lets_in_who_waits() -> None:
     async with bench(plan_of(cap=1)) as b:
         waits = [asyncio.create_task(b.request(lasts_s=0.5)) for _ in range(5)]

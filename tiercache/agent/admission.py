@@ -32,6 +32,7 @@ class _Waiter:
     ready: asyncio.Future[None]
     since_s: float
     amounts: Rates = NOTHING
+    identity: str = ""
 
     @property
     def is_let_in(self) -> bool:
@@ -65,11 +66,12 @@ class Gate:
     def is_open(self) -> bool:
         return self.limit is None or self.inside < self.limit
 
-    async def enter(self, account: Account, now_s: float) -> None:
+    async def enter(self, account: Account, now_s: float, identity: str = "") -> None:
         if self.is_open and not self.waiters:
             self.inside += 1
             return
-        waiter = _Waiter(account, asyncio.get_running_loop().create_future(), now_s)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(account, ready, now_s, identity=identity)
         self.waiters.append(waiter)
         try:
             await waiter.ready
@@ -185,14 +187,14 @@ class Admission:
         full = True
         try:
             async with asyncio.timeout(max_wait_s):
-                await self._enter_gate(own, account)
+                await self._enter_gate(own, account, identity)
                 entered.append(own)
                 full = False
                 await self._pay(account, identity, amounts)
                 full = True
                 # Last: who waits for tokens keeps nobody else of its class out.
                 for gate in of_class:
-                    await self._enter_gate(gate, account)
+                    await self._enter_gate(gate, account, identity)
                     entered.append(gate)
         except BaseException as error:
             for gate in entered:
@@ -203,10 +205,10 @@ class Admission:
         self._count_wait(identity, began_s)
         return entered
 
-    async def _enter_gate(self, gate: Gate, account: Account) -> None:
+    async def _enter_gate(self, gate: Gate, account: Account, identity: str) -> None:
         if not gate.is_open:
             self._demand()  # turns look after those who wait
-        await gate.enter(account, self._clock.now())
+        await gate.enter(account, self._clock.now(), identity)
 
     def _gates_of(self, identity: str) -> list[Gate]:
         """Gates are entered in one order by all: none waits in a circle."""
@@ -293,8 +295,11 @@ class Admission:
         return {process for process, name in self._lines if name == identity}
 
     def is_full(self, identity: str) -> bool:
-        """Return whether somebody waits for the in-flight cap of an identity."""
-        return any(gate.waiters and not gate.is_open for gate in self._gates_of(identity))
+        """Return whether somebody of an identity waits for its in-flight cap or its class's."""
+        return any(
+            not gate.is_open and any(waiter.identity == identity for waiter in gate.waiters)
+            for gate in self._gates_of(identity)
+        )
 
     # -- outcomes ---------------------------------------------------------------------------
 
