@@ -238,8 +238,10 @@ class Payer:
                 elif self._queue[0] is waiter:
                     await asyncio.sleep(step)
                 else:
+                    # wait_for of Python 3.11 swallows a cancel that comes with what it waits for.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(waiter.first.wait(), step)
+                        async with asyncio.timeout(step):
+                            await waiter.first.wait()
         finally:
             self._leave(waiter)
 
