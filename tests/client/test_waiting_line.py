@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.client.test_paying import PAGE, PATH, Desk
+from tests.client.test_paying import PAGE, PATH, Desk, ended, paying
+from tests.fault.cache_rig import wait_for
+from tiercache.client import paying as paying_module
+from tiercache.client.paying import Payer
 from tiercache.policy.lease_words import UNLIMITED
 
 pytestmark = pytest.mark.timeout(60)
@@ -43,3 +48,34 @@ def test_a_cancel_is_not_lost_on_who_has_just_come_first(desk: Desk, ticks: int)
     with desk.turning():
         asyncio.run(main())
     assert desk.used() == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_who_comes_first_between_its_look_and_its_sleep_does_not_oversleep(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(paying_module, "BEHIND_S", 5.0)
+    payer = desk.payer()
+    look = Payer._step
+    late: list[object] = []
+
+    def step(self: Payer, path: str, waiter: paying_module._Waiter) -> object:
+        found = look(self, path, waiter)
+        if waiter.count == 2 and not late and isinstance(found, float):
+            late.append(found)
+            desk.grant(1)
+            ended(first)
+        return found
+
+    monkeypatch.setattr(Payer, "_step", step)
+    with desk.turning():
+        first = paying(payer, 1)
+        wait_for(lambda: desk.waits)
+        began = time.monotonic()
+        threading.Timer(0.2, lambda: desk.grant(UNLIMITED)).start()
+        if kind == "thread":
+            ended(paying(payer, 2))
+        else:
+            asyncio.run(payer.settle(PATH, 2))
+        assert time.monotonic() - began < 3.0
+    assert late and desk.used() == (3, 2)

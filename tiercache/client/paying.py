@@ -74,12 +74,13 @@ class Agency(Protocol):
 class _Waiter:
     """An operation that waits, of a thread."""
 
-    __slots__ = ("count", "is_paid", "operations", "since_ns", "woken")
+    __slots__ = ("count", "is_first", "is_paid", "operations", "since_ns", "woken")
 
     def __init__(self, count: int, operations: int, since_ns: int) -> None:
         self.count = count
         self.operations = operations
         self.since_ns = since_ns
+        self.is_first = False  # when it last looked
         self.is_paid = False
         self.woken = threading.Event()
 
@@ -221,7 +222,7 @@ class Payer:
             while (step := self._step(path, waiter)) is not None:
                 if callable(step):
                     step()
-                elif self._queue[0] is waiter:
+                elif waiter.is_first:
                     time.sleep(step)
                 else:
                     waiter.woken.wait(step)
@@ -235,7 +236,7 @@ class Payer:
             while (step := self._step(path, waiter)) is not None:
                 if callable(step):
                     await asyncio.get_running_loop().run_in_executor(None, step)
-                elif self._queue[0] is waiter:
+                elif waiter.is_first:
                     await asyncio.sleep(step)
                 else:
                     # wait_for of Python 3.11 swallows a cancel that comes with what it waits for.
@@ -286,7 +287,8 @@ class Payer:
         with self._lock:
             while self._queue[0] is not waiter and self._queue[0].is_gone:
                 self._queue.popleft()
-            if self._queue[0] is not waiter:
+            waiter.is_first = self._queue[0] is waiter
+            if not waiter.is_first:
                 if left_s <= 0:
                     raise self._throttled(path, waiter)
                 return min(left_s, BEHIND_S)
