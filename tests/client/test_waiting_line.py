@@ -79,3 +79,25 @@ def test_who_comes_first_between_its_look_and_its_sleep_does_not_oversleep(
             asyncio.run(payer.settle(PATH, 2))
         assert time.monotonic() - began < 3.0
     assert late and desk.used() == (3, 2)
+
+
+def test_a_task_whose_loop_is_blocked_holds_nobody_up(desk: Desk) -> None:
+    """It cannot look before the loop goes on, which may wait for who stands behind it."""
+    payer = desk.payer()
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(payer.settle(PATH, 1)) for _ in range(20)]
+        while len(payer._queue) < 20:
+            await asyncio.sleep(0.001)
+        desk.grant(1)
+        ended(paying(payer, 2))  # blocks the loop
+        desk.grant(3)
+        payer.pay(PATH, 3)
+        assert desk.used() == (5, 2)
+        desk.grant(UNLIMITED)
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+    with desk.turning():
+        asyncio.run(main())
+    assert desk.used() == (25, 22)
+    assert not payer._queue

@@ -45,6 +45,9 @@ MAX_POLL_S = 0.05
 # Whoever is behind is woken when it comes first; and looks, rarely, whether there is anybody left
 # before it: the loop of a task may have been closed.
 BEHIND_S = 1.0
+# Who has not looked for so long is passed by. The loop of a task may be blocked, even by a read
+# that stands behind it in the line.
+LOST_NS = 1_500_000_000
 
 
 class Agency(Protocol):
@@ -74,12 +77,12 @@ class Agency(Protocol):
 class _Waiter:
     """An operation that waits, of a thread."""
 
-    __slots__ = ("count", "is_first", "is_paid", "operations", "since_ns", "woken")
+    __slots__ = ("count", "is_first", "is_paid", "looked_ns", "operations", "since_ns", "woken")
 
     def __init__(self, count: int, operations: int, since_ns: int) -> None:
         self.count = count
         self.operations = operations
-        self.since_ns = since_ns
+        self.since_ns = self.looked_ns = since_ns
         self.is_first = False  # when it last looked
         self.is_paid = False
         self.woken = threading.Event()
@@ -92,6 +95,10 @@ class _Waiter:
     def wake(self) -> None:
         """Let it look: it is first now."""
         self.woken.set()
+
+    def rest(self) -> None:
+        """It has looked, and is not first: let it sleep until it is."""
+        self.woken.clear()
 
 
 class _LoopWaiter(_Waiter):
@@ -111,6 +118,9 @@ class _LoopWaiter(_Waiter):
     def wake(self) -> None:
         with suppress(RuntimeError):  # closed just now: whoever is behind finds out
             self._loop.call_soon_threadsafe(self.first.set)
+
+    def rest(self) -> None:
+        self.first.clear()
 
 
 # What nobody is admitted by: while others wait, or a thread has paid ahead, all come to ``pay``.
@@ -285,10 +295,11 @@ class Payer:
         now_ns = _now_ns()
         left_s = self.max_wait_s - (now_ns - waiter.since_ns) / 1e9
         with self._lock:
-            while self._queue[0] is not waiter and self._queue[0].is_gone:
-                self._queue.popleft()
+            waiter.looked_ns = now_ns
+            self._pass_by(now_ns)
             waiter.is_first = self._queue[0] is waiter
             if not waiter.is_first:
+                waiter.rest()
                 if left_s <= 0:
                     raise self._throttled(path, waiter)
                 return min(left_s, BEHIND_S)
@@ -311,6 +322,19 @@ class Payer:
                 due_s = (max(lease.turned_ns + TURN_NS, self._told_ns) - now_ns) / 1e9
                 wait_s = max(wait_s / 2, due_s, -due_s / 2)
         return min(max(wait_s, MIN_POLL_S), MAX_POLL_S, left_s)
+
+    def _pass_by(self, now_ns: int) -> None:
+        """Have somebody first who looks: those who never will again leave the line, and those who
+        have not for long go to its end."""
+        queue = self._queue
+        before = queue[0]
+        while queue[0].is_gone or now_ns - queue[0].looked_ns > LOST_NS:
+            if queue[0].is_gone:
+                queue.popleft()
+            else:
+                queue.rotate(-1)
+        if queue[0] is not before:
+            queue[0].wake()
 
     def _is_told(self, now_ns: int) -> bool:
         """See that the governor knows that somebody waits; False where nobody can be told."""
