@@ -312,6 +312,31 @@ def test_a_forked_child_pays_from_a_slot_of_its_own(counted: Counted) -> None:
     assert counted.charged() == (3000, 3)
 
 
+def test_a_handle_of_a_forked_child_pays_from_the_child_s_slot(counted: Counted) -> None:
+    """And waits for none of the parent's threads, which are not there."""
+    warm(counted.ns, counted.small)
+    with counted.ns.open(counted.small) as file:
+        file.read(10)
+        payer = counted.ns.reader().payer(counted.small)
+        assert payer is not None
+        counted.charged()
+        slots = _slots_taken(counted.ns)
+        with payer.settled(), payer._lock:  # as where threads pay at this moment
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover
+                signal.alarm(20)
+                status = 1
+                try:
+                    for _ in range(3):
+                        file.read(1000)
+                    status = 0 if _slots_taken(counted.ns) == 2 * slots else 2
+                finally:
+                    os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    wait_for(lambda: _slots_taken(counted.ns) == slots)
+    assert counted.charged() == (3000, 3)
+
+
 def _slots_taken(ns: Namespace) -> int:
     leases = ns.client.leases
     assert leases is not None

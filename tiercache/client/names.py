@@ -218,6 +218,13 @@ class Names:
                 return again
         raise error
 
+    def abandon(self) -> None:
+        """In a forked child: open files keep what they know, but for who pays."""
+        if self._seats.are_given:
+            self._seats.abandon()
+            for entry in self.hot.values():
+                entry.epoch = UNCHECKED
+
     def forget_snapshot(self, name: str) -> None:
         """Let go of its names: another snapshot has this one."""
         for path in list(self.hot):

@@ -384,6 +384,14 @@ class Payer:
             self._is_retired = True
             self._show_words()
 
+    def abandon(self) -> None:
+        """In a forked child: whoever paid or waited here is not there, nor will let go of the
+        lock; the child's own hits are paid from its own seat."""
+        self._lock = threading.Lock()
+        self._queue = deque()
+        self._settled = {}
+        self.retire()
+
 
 class Settled:
     """See ``Payer.settled``. None stands for no policy."""

@@ -470,8 +470,10 @@ class Reader:
         self.names.uses.report(self._link)
 
     def abandon(self) -> None:
-        """In a forked child: close its copies of the parent's extents."""
+        """In a forked child: close its copies of the parent's extents, and pay for none of its
+        hits."""
         self._handles.abandon()
+        self.names.abandon()
 
     def close(self) -> None:
         self.report_use()

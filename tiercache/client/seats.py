@@ -112,6 +112,11 @@ class Seats:
         lease = Lease(file, seat, now_ns)
         return Payer(lease, self, identity=seat.identity, mark=seat.mark, max_wait_s=max_wait_s)
 
+    def abandon(self) -> None:
+        """In a forked child: nobody pays from the parent's seats."""
+        for payer in self._payers.values():
+            payer.abandon()
+
     # -- what payers want of the agent ------------------------------------------------------
 
     def wake(self) -> bool:
