@@ -15,8 +15,10 @@ import pytest_asyncio
 
 from tiercache import work
 from tiercache.agent.memory import MemoryBudget
-from tiercache.clock import BootClock
+from tiercache.clock import BootClock, FakeClock
 from tiercache.errors import OriginThrottled
+from tiercache.origins.backend import Ask, Grant
+from tiercache.origins.bucket import Kind
 from tiercache.origins.endpoint import Endpoints
 from tiercache.origins.open import open_origin
 from tiercache.origins.resilient import ResilientOrigin
@@ -159,6 +161,30 @@ async def test_whoever_waits_for_a_server_that_takes_nothing_is_told_in_time(ben
 
 
 # -- configured limits ----------------------------------------------------------------------------
+
+
+async def test_whoever_waits_for_a_place_is_told_of_no_refusal_of_long_ago() -> None:
+    """As behind writes that take minutes: a 503 of yesterday says nothing of the server now."""
+    clock = FakeClock()
+    endpoints = Endpoints(clock=clock)
+    server = endpoints.of("busy", concurrency=1)
+    meter = endpoints.backends.of(url="s3://b", server=server, scope="s3://b")
+
+    async def admitted() -> Grant:
+        arrived, now_s = endpoints.backends.arrive(), clock.now()
+        ask = Ask(Kind.GET, "k", 0)
+        return await meter.admitted(ask, arrived=arrived, since_s=now_s, patience_s=0.5)
+
+    long_ago = await admitted()
+    long_ago.throttled(OriginThrottled("slow down"))
+    clock.advance(3600.0)
+    waiting = asyncio.create_task(admitted())
+    await asyncio.sleep(0.1)
+    clock.advance(10.0)
+    done, _ = await asyncio.wait((waiting,), timeout=1.0)
+    assert not done
+    long_ago.release()
+    (await waiting).release()
 
 
 async def test_a_limit_of_a_bucket_holds_and_goes_when_it_is_taken_back(bench: Bench) -> None:

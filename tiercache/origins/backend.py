@@ -126,10 +126,11 @@ class _Lane:
         if adapts is None or not adapts.throttled:
             return None
         pause_s = adapts.adaptive.paused_until_s - now_s
-        silent_s = now_s - max(since_s, self.answered_s)
+        heard_s = max(since_s, self.answered_s)
+        silent_s = now_s - heard_s
         if pause_s > patience_s:
             said = f"asked to be left alone for {pause_s:.1f} s"
-        elif silent_s > patience_s:
+        elif silent_s > patience_s and adapts.adaptive.throttled_s > heard_s:
             said = f"has put off every request for {silent_s:.0f} s"
         else:
             return None
