@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,11 +18,13 @@ from tiercache import work
 from tiercache.agent.memory import MemoryBudget
 from tiercache.clock import BootClock, FakeClock
 from tiercache.errors import OriginThrottled
+from tiercache.origins import obstore_origin
 from tiercache.origins.backend import Ask, Grant
 from tiercache.origins.bucket import Kind
 from tiercache.origins.endpoint import Endpoints
 from tiercache.origins.open import open_origin
 from tiercache.origins.resilient import ResilientOrigin
+from tiercache.policy.adaptive import PAUSE_MOST_S
 from tiercache.policy.qos import BackendPlan
 from tiercache.policy.retry import RetryPolicy
 from tiercache.testing.network import Fault, NetworkProfile
@@ -146,6 +149,25 @@ async def test_advice_is_kept(bench: Bench) -> None:
     await asyncio.gather(first, *(origin.get("k") for _ in range(5)))
     times_s = [one.started_s for one in bench.proxy.exchanges("GET") if one.status == 200]
     assert len(times_s) == 6 and min(times_s) >= begun_s + pause_s - 0.05
+
+
+async def test_advice_of_a_day_is_forgotten_after_a_minute(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for again when something is put off, and not before."""
+    origin = bench.origin("k", deadline_s=3.0)
+    await origin.get("k")
+    bench.proxy.inject(Fault(respond_status=503, retry_after_s=86400))
+    await asyncio.gather(*(origin.get("k") for _ in range(20)), return_exceptions=True)
+    raw: Any = origin.raw
+    await raw._advice
+    bench.proxy.heal()
+    later = time.monotonic() + 2 * PAUSE_MOST_S
+    monkeypatch.setattr(obstore_origin, "time", SimpleNamespace(monotonic=lambda: later))
+    bench.proxy.inject(Fault(respond_status=503, times=1))
+    with pytest.raises(OriginThrottled) as caught:
+        await raw.get("k")
+    assert caught.value.retry_after_s == 0.0
 
 
 async def test_whoever_waits_for_a_server_that_takes_nothing_is_told_in_time(bench: Bench) -> None:

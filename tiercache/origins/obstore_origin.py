@@ -41,6 +41,7 @@ from tiercache.origins.exact import (
     obstore_can_name,
 )
 from tiercache.origins.exact_upload import upload
+from tiercache.policy.adaptive import PAUSE_MOST_S
 from tiercache.ports import (
     Always,
     Buffer,
@@ -442,7 +443,9 @@ class ObstoreOrigin:
         try:
             await self._exact.run(lambda names: names.head(ADVICE_KEY), key=ADVICE_KEY)
         except OriginThrottled as error:
-            self._left_alone_until_s = time.monotonic() + error.retry_after_s
+            # Longer is kept by nobody: later refusals would be taken for what was said of others.
+            advice_s = min(error.retry_after_s, PAUSE_MOST_S)
+            self._left_alone_until_s = time.monotonic() + advice_s
         except TiercacheError:
             pass  # no such name, as is to be expected, or no SDK: there is no advice
 
