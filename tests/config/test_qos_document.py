@@ -67,6 +67,8 @@ VALIDATOR = jsonschema.Draft202012Validator(json_schema())
         '{"version": 1',
         '{"version": 1}}',
         '{"version": NaN}',
+        '{"version": 1, "identity": [{"name": "a", "match": {"user": "\\ud800"}}]}',
+        '{"version": 1, "backend": [{"origin": "s3://\\udfff", "get": 1}]}',
         '{"version": 1, "node": ' + '{"read": ' * 5000,
         "{" + "[" * 5000,
         "version = 1\n" + "".join(f"k{number} = 1\n" for number in range(5000)),

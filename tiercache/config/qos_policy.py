@@ -117,6 +117,8 @@ def _parse_json(text: str, where: str) -> dict[str, object]:
 
     try:
         data: dict[str, object] = json.loads(text, object_pairs_hook=table)
+        # Half a character, which JSON can say, can be told in no answer and no log.
+        json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON: {error}", path=where) from None
     return data
