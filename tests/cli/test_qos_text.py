@@ -308,3 +308,6 @@ def test_a_followed_log_gives_each_whole_line_once(tmp_path: Path) -> None:
     assert list(followed.more()) == ["late", "four"]
     path.write_text("5\n")  # shorter: begun anew
     assert list(followed.more()) == ["5"]
+    with open(path, "a") as file:
+        file.write('"a\u2028b\x85c"\n\n6\n')  # a path may hold what other programs end lines by
+    assert list(followed.more()) == ['"a\u2028b\x85c"', "6"]

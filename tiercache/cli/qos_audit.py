@@ -93,7 +93,7 @@ class Followed:
         except FileNotFoundError:
             return []
         self._offset += len(whole) + len(newline)
-        return whole.decode(errors="replace").splitlines()
+        return [line for line in whole.decode(errors="replace").split("\n") if line]
 
 
 def _print(line: str, as_document: bool) -> None:
