@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,30 @@ def test_a_task_whose_loop_is_blocked_holds_nobody_up(desk: Desk) -> None:
         asyncio.run(main())
     assert desk.used() == (25, 22)
     assert not payer._queue
+
+
+@pytest.mark.parametrize("why", ["no agent", "another policy"])
+def test_a_task_needs_no_thread_of_its_loop_s_pool(desk: Desk, why: str) -> None:
+    """They may all be busy for as long as the job likes."""
+    desk.rate(100 * PAGE, UNLIMITED)
+    payer = desk.payer(max_wait_s=5.0)
+    if why == "no agent":
+        desk.file.turned(1)
+        desk.serves = False
+    else:
+        desk.current = False
+        desk.on_renew = lambda: desk.grant(UNLIMITED)
+    free = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, 20)
+        try:
+            await asyncio.wait_for(payer.settle(PATH, PAGE), 5)
+        finally:
+            free.set()
+            await busy
+
+    asyncio.run(main())
+    assert desk.wakes if why == "no agent" else desk.renewals

@@ -12,10 +12,12 @@ Misses are charged where they are served, in the agent.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime_ns
@@ -45,6 +47,8 @@ MAX_POLL_S = 0.05
 # Whoever is behind is woken when it comes first; and looks, rarely, whether there is anybody left
 # before it: the loop of a task may have been closed.
 BEHIND_S = 1.0
+# Identities of which several wait for the agent at once; each takes seconds at the most.
+ASIDE_THREADS = 4
 # Who has not looked for so long is passed by. The loop of a task may be blocked, even by a read
 # that stands behind it in the line.
 LOST_NS = 1_500_000_000
@@ -123,6 +127,18 @@ class _LoopWaiter(_Waiter):
         self.first.clear()
 
 
+# What tasks have done that may block: all threads of their loop's own pool may be busy for long, or
+# stand behind them in the line. It holds one pool, made when it is first needed.
+_pool: list[ThreadPoolExecutor] = []
+os.register_at_fork(after_in_child=_pool.clear)  # its threads are the parent's
+
+
+async def _aside(call: Callable[[], object]) -> None:
+    if not _pool:
+        _pool.append(ThreadPoolExecutor(ASIDE_THREADS, thread_name_prefix="tiercache-qos"))
+    await asyncio.get_running_loop().run_in_executor(_pool[0], call)
+
+
 # What nobody is admitted by: while others wait, or a thread has paid ahead, all come to ``pay``.
 _CLOSED = memoryview(bytes(SLOT_WORDS * 8)).cast("Q")
 
@@ -190,7 +206,7 @@ class Payer:
         while True:
             piece = min(count, PIECE_BYTES)
             if self._is_over(_now_ns()):
-                await asyncio.get_running_loop().run_in_executor(None, self._agency.renew)
+                await _aside(self._agency.renew)
             if not self._pay_now(piece, operations):
                 await self._wait_async(path, piece, operations)
             operations, count = 0, count - piece
@@ -245,7 +261,7 @@ class Payer:
             self._join(waiter)
             while (step := self._step(path, waiter)) is not None:
                 if callable(step):
-                    await asyncio.get_running_loop().run_in_executor(None, step)
+                    await _aside(step)
                 elif waiter.is_first:
                     await asyncio.sleep(step)
                 else:
