@@ -310,9 +310,9 @@ class QosDesk:
             if one.identity == asked.identity and (not asked.keys or key_of(one) in asked.keys)
         ]
         if not ended:
-            what = ", ".join(asked.keys) or "nothing"
+            what = f"{', '.join(asked.keys)} is not" if asked.keys else "nothing is"
             raise NotFound(
-                f"of {asked.identity!r} {what} is set by hand",
+                f"of {asked.identity!r} {what} set by hand",
                 remedy="tiercache qos show lists what is",
             )
         await self._policing.unset_values(asked.identity, asked.keys)
