@@ -70,12 +70,12 @@ def set_(
 def parsed_values(values: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in values:
-        key, sign, value = text.partition("=")
+        key, sign, value = (part.strip() for part in text.partition("="))
         if not sign or not key or not value:
             raise typer.BadParameter(f"{text!r}: write KEY=VALUE, like read.limit=200MB/s")
         if key in found:
             raise typer.BadParameter(f"{key} is given twice")
-        found[key.strip()] = value.strip()
+        found[key] = value
     return found
 
 
