@@ -129,6 +129,21 @@ async def test_who_asks_for_nothing_does_not_wait_for_the_cap_of_its_class() -> 
         assert not b.admission.is_full("default")
 
 
+async def test_who_gives_up_at_the_cap_of_its_class_has_paid_nothing() -> None:
+    slow = IdentityPlan(shares=(UNBOUND, UNBOUND, Share(limit=0.2, burst=1)))
+    plan = Plan(classes=(ClassPlan(in_flight=1),), identities=(slow, IdentityPlan(name="other")))
+    async with bench(plan) as b:
+        holder = asyncio.create_task(b.request(account(2), "other", lasts_s=0.5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Throttled, match="in flight"):
+            await b.request(max_wait_s=0.05)
+        cancelled = asyncio.create_task(b.request())
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        await asyncio.gather(holder, cancelled, return_exceptions=True)
+        await asyncio.wait_for(b.request(), 1.0)  # the next token comes in after 5 s
+
+
 async def test_a_cap_that_is_raised_or_ended_lets_in_who_waits() -> None:
     async with bench(plan_of(cap=1)) as b:
         waits = [asyncio.create_task(b.request(lasts_s=0.5)) for _ in range(5)]

@@ -184,13 +184,13 @@ class Admission:
         began_s = self._clock.now()
         own, *of_class = self._gates_of(identity)
         entered: list[Gate] = []
-        full = True
+        full, paid = True, None
         try:
             async with asyncio.timeout(max_wait_s):
                 await self._enter_gate(own, account, identity)
                 entered.append(own)
                 full = False
-                await self._pay(account, identity, amounts)
+                paid = await self._pay(account, identity, amounts)
                 full = True
                 # Last: who waits for tokens keeps nobody else of its class out.
                 for gate in of_class:
@@ -199,6 +199,8 @@ class Admission:
         except BaseException as error:
             for gate in entered:
                 gate.leave()
+            if paid is not None:
+                self._give_back(paid, amounts)
             if isinstance(error, TimeoutError):
                 raise self._throttled(identity, amounts, began_s, full=full) from None
             raise
@@ -218,14 +220,15 @@ class Admission:
             gates.append(self._gate(self._classes, plan.class_name))
         return gates
 
-    async def _pay(self, account: Account, identity: str, amounts: Rates) -> None:
+    async def _pay(self, account: Account, identity: str, amounts: Rates) -> _Line | None:
+        """Wait for tokens; return who has paid, None where there is no policy (any more)."""
         governor = self._governor
         if governor is None:
-            return
+            return None
         line, now_s = self._line(governor, account.process, identity), self._clock.now()
         if not line.waiters and governor.admit(line.payer, amounts, now_s):
             self._demand()  # so that the next turn counts it
-            return
+            return line
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(account, ready, now_s, amounts)
         line.waiters.append(waiter)
@@ -234,15 +237,31 @@ class Admission:
         self._demand()
         try:
             await ready
+        except asyncio.CancelledError:
+            if waiter.is_let_in:
+                self._give_back(line, amounts)
+            raise
         finally:
             with suppress(ValueError):  # admitted: it is out already
                 line.waiters.remove(waiter)
                 self._say_next(line)
+        return line if governor is self._governor else None
+
+    def _give_back(self, line: _Line, amounts: Rates) -> None:
+        """Take back what was charged for a request that is not carried out."""
+        if self._is_known(line):
+            assert self._governor is not None
+            self._governor.used(line.payer, (-amounts[0], -amounts[1], -amounts[2]))
+
+    def _is_known(self, line: _Line) -> bool:
+        known = self._lines.get((line.process, line.identity))
+        return self._governor is not None and known is line
 
     def _say_next(self, line: _Line) -> None:
         """Tell the governor who is first in the line now."""
-        if self._governor is None or self._lines.get((line.process, line.identity)) is not line:
+        if not self._is_known(line):
             return
+        assert self._governor is not None
         if line.waiters:
             head = line.waiters[0]
             self._governor.wants(line.payer, head.amounts, head.since_s)
