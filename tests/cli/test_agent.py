@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_run_serves_in_the_foreground_until_told(cli: Cli) -> None:
     lines = [json.loads(line) for line in err.splitlines()]
     assert lines[0]["message"].startswith("serving ")
     assert {"time", "level", "logger", "pid", "message"} == set(lines[0])
+
+
+def test_an_agent_that_is_stopped_is_told_within_seconds(cli: Cli) -> None:
+    pid = int(cli("agent", "start").text)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for command in (("qos", "show"), ("agent", "status"), ("status",)):
+            began = time.monotonic()
+            ended = cli(*command)
+            assert ended.code == 1 and "has not answered for 5 s" in ended.err, ended
+            assert time.monotonic() - began < 30
+        findings = cli("doctor", "--no-network", "--json")
+        assert "has not answered" in findings.text
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert cli("agent", "stop").code == 0
 
 
 def test_mounts(cli: Cli, bucket: str) -> None:

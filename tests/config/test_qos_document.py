@@ -131,6 +131,11 @@ def test_texts_with_a_wound_are_policies_or_config_errors(data: st.DataObject) -
     survives(text[:start] + piece + text[end:])
 
 
+@pytest.mark.parametrize("text", [EVERYTHING, '{"version": 1}'])
+def test_a_mark_at_the_beginning_of_a_file_is_nothing(text: str) -> None:
+    assert parse_policy("\ufeff" + text, where="qos") == parse_policy(text, where="qos")
+
+
 def reparsed(document: dict[str, Any]) -> Policy:
     return parse_policy(json.dumps(document), where="document")
 

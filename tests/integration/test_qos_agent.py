@@ -210,7 +210,7 @@ def test_a_running_client_keeps_to_a_policy_that_comes_changes_and_ends(rig: Rig
         wait_for(lambda: reads_in(reader, 0.5) > 1000, timeout_s=30.0)
         qos.apply(with_version(SLOW))  # 50 operations a second
         wait_for(lambda: reads_in(reader, 0.5) < 100)
-        assert 25 < reads_in(reader, 1.0) < 90
+        assert 10 < reads_in(reader, 1.0) < 90  # 50, or fewer on a busy machine
         qos.set("slow", {"operations.limit": "400", "read.limit": "1GB/s"})
         wait_for(lambda: reads_in(reader, 0.5) > 100)
         assert 200 < reads_in(reader, 1.0) < 700

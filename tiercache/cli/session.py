@@ -20,6 +20,9 @@ CONFIG = "tiercache.config"
 CACHE_DIR = "tiercache.cache_dir"
 DEBUG = "tiercache.debug"
 
+# Until an agent has greeted who only looks. A busy one takes some tenths.
+GREETING_S = 5.0
+
 
 def loaded_config(ctx: typer.Context, **overrides: Any) -> LoadedConfig:
     """Return the configuration in force, with where each value came from. Raises ConfigError."""
@@ -57,7 +60,8 @@ def running_agent(settings: Settings) -> Link | None:
     """Return a link to the agent of this cache directory, None where none runs; starts none.
 
     It greets without mounts and takes what it finds, so that it also reaches an agent of another
-    configuration. The caller closes it. Raises FormatError for an agent of another wire version.
+    configuration. The caller closes it. Raises FormatError for an agent of another wire version,
+    AgentUnavailable for one that does not answer.
     """
     from tiercache.client.link import Link
     from tiercache.compose import cache_directory
@@ -73,6 +77,14 @@ def running_agent(settings: Settings) -> Link | None:
         start_agent=none,
         accept=lambda welcome: None,
     )
+    if link.is_wedged(within_s=GREETING_S):
+        link.close()
+        raise AgentUnavailable(
+            f"an agent serves the directory and has not answered for {GREETING_S:g} s",
+            path=settings.cache.dir,
+            remedy="it is stopped or wedged: kill it (agent.lock has its number), the next use "
+            "starts another",
+        )
     try:
         link.ensure()
     except AgentUnavailable:

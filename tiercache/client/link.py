@@ -260,6 +260,16 @@ class Link:
             self._keep(sock)
         return sock is not None
 
+    def is_wedged(self, *, within_s: float) -> bool:
+        """Return whether somebody listens who does not greet within so long. Starts no agent."""
+        try:
+            self._keep(self._connect(within_s))
+        except (TimeoutError, BlockingIOError):
+            return True
+        except (OSError, EOFError, TiercacheError):
+            pass  # nobody, or one that has something against us, which the next request says
+        return False
+
     def _reached(self, within_s: float) -> socket.socket | None:
         """Return a new connection whose calls end after so long."""
         try:

@@ -96,6 +96,7 @@ def check_policy(
     cache_bytes: int | None = None,
 ) -> Checked:
     """Return the policy, or everything that is wrong with it, and what is seldom meant."""
+    text = text.removeprefix("\ufeff")  # which some editors begin a file with
     is_json = text.lstrip().startswith("{")  # as no TOML does
     try:
         data = _parse_json(text, where) if is_json else parse_toml(text, where)

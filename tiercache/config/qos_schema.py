@@ -144,7 +144,7 @@ _MAX_WAIT = Key(
     name="max_wait",
     kind=Kind.DURATION,
     default="as long as it takes",
-    meaning="Who waits longer for tokens gets `Throttled`.",
+    meaning="Who waits longer for tokens gets `Throttled`; a large read so long for each 8 MiB.",
 )
 _WHEN = Key(
     name="when",
