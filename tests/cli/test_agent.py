@@ -68,11 +68,10 @@ def test_an_agent_that_is_stopped_is_told_within_seconds(cli: Cli) -> None:
     pid = int(cli("agent", "start").text)
     os.kill(pid, signal.SIGSTOP)
     try:
-        for command in (("qos", "show"), ("agent", "status"), ("status",)):
-            began = time.monotonic()
-            ended = cli(*command)
-            assert ended.code == 1 and "has not answered for 5 s" in ended.err, ended
-            assert time.monotonic() - began < 30
+        began = time.monotonic()
+        ended = cli("qos", "show")
+        assert ended.code == 1 and "has not answered for 5 s" in ended.err, ended
+        assert time.monotonic() - began < 30
         findings = cli("doctor", "--no-network", "--json")
         assert "has not answered" in findings.text
     finally:
