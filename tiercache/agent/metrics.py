@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIServer
 
 from tiercache.agent import qos_metrics
 from tiercache.agent.engine import Engine
@@ -15,8 +14,9 @@ from tiercache.errors import ConfigError, Unsupported
 from tiercache.model import EndpointState
 
 if TYPE_CHECKING:
-    from prometheus_client import Metric
+    from wsgiref.simple_server import WSGIServer
 
+    from prometheus_client import Metric
 
 # A loop that does not come round to a scrape in this time has other troubles, which logs tell.
 SCRAPE_TIMEOUT_S = 10.0
