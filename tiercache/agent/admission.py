@@ -221,7 +221,7 @@ class Admission:
         return gates
 
     async def _pay(self, account: Account, identity: str, amounts: Rates) -> _Line | None:
-        """Wait for tokens; return who has paid, None where there is no policy (any more)."""
+        """Wait for tokens; return who has paid, None where there is no policy."""
         governor = self._governor
         if governor is None:
             return None
@@ -245,28 +245,29 @@ class Admission:
             with suppress(ValueError):  # admitted: it is out already
                 line.waiters.remove(waiter)
                 self._say_next(line)
-        return line if governor is self._governor else None
+        return line
 
     def _give_back(self, line: _Line, amounts: Rates) -> None:
         """Take back what was charged for a request that is not carried out."""
-        if self._is_known(line):
-            assert self._governor is not None
-            self._governor.used(line.payer, (-amounts[0], -amounts[1], -amounts[2]))
+        governor = self._governor_of(line)
+        if governor is not None:
+            governor.used(line.payer, (-amounts[0], -amounts[1], -amounts[2]))
 
-    def _is_known(self, line: _Line) -> bool:
-        known = self._lines.get((line.process, line.identity))
-        return self._governor is not None and known is line
+    def _governor_of(self, line: _Line) -> Governor | None:
+        """Return who knows the line's payer; None where the policy or the process has gone."""
+        is_known = self._lines.get((line.process, line.identity)) is line
+        return self._governor if is_known else None
 
     def _say_next(self, line: _Line) -> None:
         """Tell the governor who is first in the line now."""
-        if not self._is_known(line):
+        governor = self._governor_of(line)
+        if governor is None:
             return
-        assert self._governor is not None
         if line.waiters:
             head = line.waiters[0]
-            self._governor.wants(line.payer, head.amounts, head.since_s)
+            governor.wants(line.payer, head.amounts, head.since_s)
         else:
-            self._governor.wants(line.payer, NOTHING, self._clock.now())
+            governor.wants(line.payer, NOTHING, self._clock.now())
 
     def turned(self, now_s: float) -> None:
         """Let in whom the governor's last turn has tokens for."""
