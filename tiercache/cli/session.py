@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tiercache.config import LoadedConfig
     from tiercache.namespace import Namespace
     from tiercache.settings import Settings
+
+T = TypeVar("T")
 
 CONFIG = "tiercache.config"
 CACHE_DIR = "tiercache.cache_dir"
@@ -109,21 +111,22 @@ def checked_paths(paths: Sequence[str]) -> list[str]:
 
 def bytes_option(text: str, option: str) -> int:
     """Return the bytes that an option's "10GiB" stands for; anything else is a usage error."""
-    from tiercache.errors import ConfigError
     from tiercache.units import parse_bytes
 
-    try:
-        return parse_bytes(text)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
+    return _parsed(parse_bytes, text, option)
 
 
 def duration_option(text: str, option: str) -> float:
     """Return the seconds that an option's "1h" stands for; anything else is a usage error."""
-    from tiercache.errors import ConfigError
     from tiercache.units import parse_duration
 
+    return _parsed(parse_duration, text, option)
+
+
+def _parsed(parse: Callable[[str], T], text: str, option: str) -> T:
+    from tiercache.errors import ConfigError
+
     try:
-        return parse_duration(text)
+        return parse(text)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -81,14 +81,13 @@ class Agency(Protocol):
 class _Waiter:
     """An operation that waits, of a thread."""
 
-    __slots__ = ("count", "is_first", "is_paid", "looked_ns", "operations", "since_ns", "woken")
+    __slots__ = ("count", "is_first", "looked_ns", "operations", "since_ns", "woken")
 
     def __init__(self, count: int, operations: int, since_ns: int) -> None:
         self.count = count
         self.operations = operations
         self.since_ns = self.looked_ns = since_ns
         self.is_first = False  # when it last looked
-        self.is_paid = False
         self.woken = threading.Event()
 
     @property
