@@ -584,7 +584,7 @@ def connect(
             qos = msgspec.structs.replace(settings.qos, name=name)
             settings = msgspec.structs.replace(settings, qos=qos)
     else:
-        from tiercache.config import load
+        from tiercache.config.loading import load
 
         overrides = {
             "cache.dir": None if cache_dir is None else str(cache_dir),

@@ -23,7 +23,7 @@ import pytest
 
 from tests.fault.cache_rig import wait_for
 from tiercache.cli import diagnosis_qos, program
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.config.qos_policy import parse_policy
 from tiercache.namespace import Namespace, connect
 from tiercache.qos_reports import Explained, IdentityUse, Show, Top

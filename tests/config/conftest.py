@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiercache.config import LoadedConfig, load
+from tiercache.config.loading import LoadedConfig, load
 
 
 @pytest.fixture

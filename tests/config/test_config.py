@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.config.conftest import load_text
-from tiercache.config import load, show
 from tiercache.config.document import document
+from tiercache.config.loading import load
+from tiercache.config.rendering import show
 from tiercache.config.schema import SECTIONS
 from tiercache.errors import ConfigError
 from tiercache.model import Consistency

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.conftest import load_text
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.config.secret_words import is_secret_value
 from tiercache.errors import ConfigError
 

@@ -19,7 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.consumers.conftest import profile_table, stop_agent
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.testing.datasets import object_bytes
 from tiercache.testing.object_servers import GcsServer, ObjectServer, S3Server
 from tiercache.units import KIB

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import ROOT, Block, blocks, documents, name_of
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.config.qos_policy import parse_policy
 from tiercache.testing.datasets import parquet_files, small_files, tar_shards
 from tiercache.testing.emulators import EmulatorMissing, SeaweedS3

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 
 from tests.docs.markdown import ROOT
 from tiercache.cli.program import COMMANDS
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.testing.emulators import Azurite, EmulatorMissing, FakeGcs, SeaweedS3
 from tiercache.testing.object_servers import AZURE_ACCOUNT, AZURE_KEY, S3_ACCESS_KEY, S3_SECRET_KEY
 

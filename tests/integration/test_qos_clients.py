@@ -298,16 +298,7 @@ def test_a_forked_child_pays_from_a_slot_of_its_own(counted: Counted) -> None:
     warm(counted.ns, counted.small)
     counted.charged()
     slots = _slots_taken(counted.ns)
-    pid = os.fork()
-    if pid == 0:  # pragma: no cover
-        status = 1
-        try:
-            for _ in range(3):
-                counted.ns.read(counted.small, 0, 1000)
-            status = 0 if _slots_taken(counted.ns) == 2 * slots else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    _read_in_a_child(counted.ns, lambda: counted.ns.read(counted.small, 0, 1000))
     wait_for(lambda: _slots_taken(counted.ns) == slots)
     assert counted.charged() == (3000, 3)
 
@@ -322,19 +313,25 @@ def test_a_handle_of_a_forked_child_pays_from_the_child_s_slot(counted: Counted)
         counted.charged()
         slots = _slots_taken(counted.ns)
         with payer.settled(), payer._lock:  # as where threads pay at this moment
-            pid = os.fork()
-            if pid == 0:  # pragma: no cover
-                signal.alarm(20)
-                status = 1
-                try:
-                    for _ in range(3):
-                        file.read(1000)
-                    status = 0 if _slots_taken(counted.ns) == 2 * slots else 2
-                finally:
-                    os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            _read_in_a_child(counted.ns, lambda: file.read(1000))
     wait_for(lambda: _slots_taken(counted.ns) == slots)
     assert counted.charged() == (3000, 3)
+
+
+def _read_in_a_child(ns: Namespace, read: Callable[[], object]) -> None:
+    """Have a forked child read three times, and take as many slots as there were before."""
+    slots = _slots_taken(ns)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        signal.alarm(20)
+        status = 1
+        try:
+            for _ in range(3):
+                read()
+            status = 0 if _slots_taken(ns) == 2 * slots else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _slots_taken(ns: Namespace) -> int:

@@ -19,7 +19,7 @@ def show(
     as_document: Annotated[bool, JSON] = False,
 ) -> int:
     """Print the configuration in force, as TOML that can be read again."""
-    from tiercache.config import show as shown
+    from tiercache.config.rendering import show as shown
 
     loaded = session.loaded_config(ctx)
     out(shown(loaded, with_origin=origin, as_json=as_document).rstrip("\n"))

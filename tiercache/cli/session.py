@@ -12,7 +12,7 @@ from tiercache.cli.output import Tally
 
 if TYPE_CHECKING:
     from tiercache.client.link import Link
-    from tiercache.config import LoadedConfig
+    from tiercache.config.loading import LoadedConfig
     from tiercache.namespace import Namespace
     from tiercache.settings import Settings
 
@@ -28,7 +28,7 @@ GREETING_S = 5.0
 
 def loaded_config(ctx: typer.Context, **overrides: Any) -> LoadedConfig:
     """Return the configuration in force, with where each value came from. Raises ConfigError."""
-    from tiercache.config import load
+    from tiercache.config.loading import load
 
     given = {"cache.dir": ctx.meta.get(CACHE_DIR), **overrides}
     return load(

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.namespace import Namespace
 from tiercache.settings import Settings
 

@@ -502,7 +502,7 @@ def _rest(origin: str, name: str) -> str | None:
     """Return the prefix of keys that a plan for ``origin`` is about in the origin called
     ``name``: "" for all of it, None for none."""
     text = origin.rstrip("/")
-    if name == text or name.startswith(f"{text}/"):
+    if covers(text, name):
         return ""
     return text[len(name) + 1 :] if text.startswith(f"{name}/") else None
 

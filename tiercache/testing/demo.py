@@ -23,7 +23,7 @@ from statistics import median
 
 import tiercache
 from tiercache.cli.session import running_agent
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.errors import AgentUnavailable, NotFound, OriginUnavailable, TiercacheError
 from tiercache.namespace import Namespace
 from tiercache.settings import ProfileSettings

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tiercache.config import load
+from tiercache.config.loading import load
 from tiercache.errors import TiercacheError
 from tiercache.settings import Settings
 from tiercache.testing import qos_tracks
