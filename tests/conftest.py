@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ settings.load_profile("tiercache")
 def pytest_configure(config: pytest.Config) -> None:
     # xdist workers inherit the controller's environment, and so its seed.
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
+    # Started in the background of a shell without job control, a process ignores Ctrl-C, and so
+    # would every program that a test starts in order to interrupt it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

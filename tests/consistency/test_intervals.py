@@ -72,6 +72,10 @@ ACCEPTED: dict[str, tuple[Promise, list[Operation]]] = {
         IMMUTABLE,
         [*TWO, read("x", 120, 130, stale=True), read("y", 140, 150)],
     ),
+    "served for want of better while another binds": (
+        IMMUTABLE,
+        [*TWO, read("y", 120, 160), read("x", 130, 150, process="a2", stale=True)],
+    ),
     "listings show the truth": (
         IMMUTABLE,
         [*TWO, read("x", 20, 30), read("y", 120, 130, kind=Kind.LIST), read("x", 140, 150)],
@@ -135,6 +139,11 @@ REJECTED: dict[str, tuple[Promise, list[Operation], str]] = {
     "the origin itself": (EVENTUAL, [*TWO, read("x", 111, 112, site=ORIGIN)], "own node"),
     "bound anew": (IMMUTABLE, [*TWO, read("x", 20, 30), read("y", 900, 901)], "had been bound"),
     "bound, and absent": (IMMUTABLE, [X, read("x", 20, 30), read("", 40, 50)], "had been"),
+    "bound, and another for want of better": (
+        IMMUTABLE,
+        [*TWO, read("y", 120, 130), read("x", 140, 150, stale=True)],
+        "had been bound",
+    ),
 }
 
 

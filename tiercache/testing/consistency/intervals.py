@@ -196,7 +196,8 @@ def _binding(operations: Sequence[Operation]) -> Iterator[Violation]:
                 continue
             if earlier.stale:
                 continue  # what an outage makes do with binds nothing
-            if later.says == ABSENT and later.invoked_s <= earlier.returned_s:
+            unbound = later.says == ABSENT or later.stale
+            if unbound and later.invoked_s <= earlier.returned_s:
                 continue  # it may have looked before the other bound the name
             if not _changed_between(operations, earlier, later):
                 yield Violation(
