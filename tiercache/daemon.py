@@ -11,12 +11,13 @@ import sys
 import msgspec
 
 from tiercache.compose import run_agent
+from tiercache.ending import end
 from tiercache.settings import Settings
 
 
 def main() -> int:
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
-    return run_agent(settings)
+    return end(run_agent(settings))
 
 
 if __name__ == "__main__":

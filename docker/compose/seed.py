@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from azure.core.exceptions import AzureError
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tiercache.ending import end
 from tiercache.testing.datasets import object_bytes, small_files, tar_shards
 from tiercache.testing.object_servers import AzureServer, GcsServer, ObjectServer, S3Server
 
@@ -54,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end(main()))
