@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,24 @@ def test_end(module: str, said: str) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (3, said)
+
+
+def test_an_interrupt_in_the_making_of_a_class_is_one_like_others(tmp_path: Path) -> None:
+    script = """
+import sys
+from tiercache.ending import end
+try:
+    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")  # as a dataclass is made
+    code = 1
+except KeyboardInterrupt:
+    code = 130
+sys.exit({end}(code))
+"""
+    for ending, status in (("", -signal.SIGINT), ("end", 130)):
+        (tmp_path / "program.py").write_text(script.replace("{end}", ending))
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        command = [sys.executable, "-m", "program"]
+        assert subprocess.run(command, env=env, timeout=60).returncode == status
 
 
 def test_a_program_without_standard_streams_ends_as_well() -> None:

@@ -1,9 +1,11 @@
-"""How a program of ours ends that has used libraries with threads of their own."""
+"""How a program of ours ends, whatever the interpreter makes of its being taken down."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+INTERRUPTED = 130
 
 # Their threads call back after the last answer was taken. One that does while the interpreter is
 # taken down aborts the process, with all said and done: of programs that end with a request of
@@ -12,9 +14,13 @@ _NATIVE = ("obstore", "slatedb")
 
 
 def end(code: int) -> int:
-    """Return ``code`` for ``sys.exit``, or end the process with it at once, where taking the
-    interpreter down could abort it: no ``atexit`` function runs then. Call it last."""
-    if any(name in sys.modules for name in _NATIVE):
+    """Return ``code`` for ``sys.exit``, or end the process with it at once, where Python would make
+    another of it: no ``atexit`` function runs then. Call it last.
+
+    After an interrupt Python ends by the signal, where it had come while a class was being made,
+    though it was caught.
+    """
+    if code == INTERRUPTED or any(name in sys.modules for name in _NATIVE):
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # closed by whoever started the program
                 stream.flush()

@@ -83,8 +83,11 @@ def test_demo_succeeds_without_a_terminal(tmp_path: Path) -> None:
     assert process.returncode == 0, text
     assert "\x1b" not in text, "control sequences without a terminal"
     # Every data set: GETs when cold, none when hot.
-    for mount, gets in (("/images", "24"), ("/tables", "4"), ("/samples", "2,000")):
-        assert re.search(rf"^{mount}\s.* {gets}\s+0\s", text, re.MULTILINE), text
+    for mount, gets in (("/images", 24), ("/tables", 4), ("/samples", 2000)):
+        found = re.search(rf"^{mount}\s.* ([\d,]+)\s+0\s", text, re.MULTILINE)
+        assert found, text
+        # On a busy machine one or the other is sent again.
+        assert gets <= int(found[1].replace(",", "")) <= 1.1 * gets + 2, text
     assert "never FileNotFoundError" in text
     assert_nothing_is_left(tmp_path)
 

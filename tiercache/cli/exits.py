@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from tiercache import errors
+from tiercache import ending, errors
 
 
 class ExitCode(IntEnum):
@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 5
     LIMIT = 6
     CORRUPT = 7
-    INTERRUPTED = 130
+    INTERRUPTED = ending.INTERRUPTED
 
 
 MEANINGS: dict[ExitCode, str] = {

@@ -24,6 +24,7 @@ from statistics import median
 import tiercache
 from tiercache.cli.session import running_agent
 from tiercache.config.loading import load
+from tiercache.ending import INTERRUPTED, end
 from tiercache.errors import AgentUnavailable, NotFound, OriginUnavailable, TiercacheError
 from tiercache.namespace import Namespace
 from tiercache.settings import ProfileSettings
@@ -35,7 +36,7 @@ from tiercache.wire import Done, Shutdown
 
 CAPACITY = "512MiB"  # three times the data
 TTL_S = 2.0  # of the mount that is not immutable: so short that the outage outlives it
-DEADLINE_S = 2.0  # until a request is given up; the default is a minute
+DEADLINE_S = 10.0  # until a request is given up; the default is a minute
 STOP_TIMEOUT_S = 15.0
 PREFETCH_TIMEOUT_S = 120.0
 NAMES_SHOWN = 3
@@ -440,7 +441,7 @@ def main() -> int:
             play(screen)
     except KeyboardInterrupt:
         screen.ending("Interrupted; everything is stopped and removed.", good=False)
-        return 130
+        return INTERRUPTED
     except (DemoFailed, EmulatorMissing, EmulatorFailed, TiercacheError) as error:
         screen.ending(f"The demo failed: {error}", good=False)
         return 1
@@ -452,4 +453,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end(main()))

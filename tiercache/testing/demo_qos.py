@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiercache.config.loading import load
+from tiercache.ending import INTERRUPTED, end
 from tiercache.errors import TiercacheError
 from tiercache.settings import Settings
 from tiercache.testing import qos_tracks
@@ -367,7 +368,7 @@ def main(arguments: Sequence[str]) -> int:
             play(screen, options.plot, SHORT if options.short else WHOLE)
     except KeyboardInterrupt:
         screen.ending("Interrupted; everything is stopped and removed.", good=False)
-        return 130
+        return INTERRUPTED
     except (DemoFailed, LoadFailed, EmulatorMissing, EmulatorFailed, TiercacheError) as error:
         screen.ending(f"The demo failed: {error}", good=False)
         return 1
@@ -380,4 +381,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end(main(sys.argv[1:])))
