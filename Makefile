@@ -14,7 +14,8 @@ EMULATORS := .emulators
 TORCH := torch==2.13.0
 LITDATA := litdata==0.2.76
 AZURITE := azurite@3.35.0
-WORKERS ?= 2
+# Of two cores three workers make full use: a third of a test is waiting.
+WORKERS ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCH_OUT := benchmarks/out
@@ -61,7 +62,7 @@ demo-qos: venv emulators  ## a training job and its noisy neighbours, without an
 
 test: venv emulators  ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 	@echo "== the test suite, $(WORKERS) workers"
-	@$(BIN)/python -m pytest -n $(WORKERS) tests $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests $(PYTEST_ARGS)
 
 lint: venv  ## ruff, mypy strict, import layers
 	@echo "== ruff"
