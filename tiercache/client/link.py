@@ -283,18 +283,25 @@ class Link:
 
     def tell(self, message: wire.Request) -> bool:
         """Send what has no answer, if a connection is idle; return whether it was sent. Never
-        starts an agent, never raises for one that is gone."""
+        starts an agent, never raises for one that is gone, never waits for one that does not
+        read."""
         try:
             sock = self._idle.pop()
         except IndexError:
             return False
+        frame = wire.frame(message)
         try:
-            sock.sendall(wire.frame(message))
+            sent = sock.send(frame, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
         except OSError:
             sock.close()
             return False
-        self._idle.append(sock)
-        return True
+        if 0 < sent < len(frame):
+            sock.close()  # nothing can follow half a message
+        else:
+            self._idle.append(sock)
+        return sent == len(frame)
 
     def tell_best_effort(self, message: wire.Request) -> None:
         """Send a request whose outcome matters to nobody any more."""
