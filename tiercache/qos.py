@@ -54,7 +54,7 @@ class Qos:
         Raises NotFound for an identity that the policy does not have, naming the nearest.
         """
         arguments = Explain(identity=identity, path=path)
-        return self._ask(wire.QosQuery("explain", msgspec.json.encode(arguments)), Explained)
+        return self._ask(wire.QosQuery("explain", _encoded(arguments)), Explained)
 
     def apply(self, text: str, *, file: str = "", dry_run: bool = False) -> Changed:
         """Put a policy into force, whole or not at all, and keep it in the cache directory.
@@ -104,8 +104,17 @@ class Qos:
         return self._ask(wire.QosChange("quota-repair"), Changed)
 
     def _change(self, what: str, arguments: msgspec.Struct, kind: type[T]) -> T:
-        return self._ask(wire.QosChange(what, msgspec.json.encode(arguments)), kind)
+        return self._ask(wire.QosChange(what, _encoded(arguments)), kind)
 
     def _ask(self, request: wire.QosQuery | wire.QosChange, kind: type[T]) -> T:
         body = self._link().request(request, wire.Status).body
         return msgspec.json.decode(body, type=kind)
+
+
+def _encoded(arguments: msgspec.Struct) -> bytes:
+    """Raises ConfigError for half a character, which a command line's bytes may make."""
+    try:
+        return msgspec.json.encode(arguments)
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end]
+        raise ConfigError(f"{near!a} is not valid unicode") from error

@@ -77,6 +77,15 @@ def test_what_cannot_be_is_refused_and_changes_nothing(ns: Namespace) -> None:
             ns.qos.set("training", {"in_flight": 1}, for_s=no_time_s)
     with pytest.raises(NotFound):
         ns.qos.unset("training")
+    half = "half \udcff"  # as a command line's bytes become
+    for call in (
+        lambda: ns.qos.explain("training", f"/m/{half}"),
+        lambda: ns.qos.apply(half),
+        lambda: ns.qos.set("training", {half: 1}),
+        lambda: ns.qos.unset(half),
+    ):
+        with pytest.raises(ConfigError, match=r"udcff.*unicode"):
+            call()
     assert ns.qos.show() == before
 
 
