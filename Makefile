@@ -14,12 +14,14 @@ EMULATORS := .emulators
 TORCH := torch==2.13.0
 LITDATA := litdata==0.2.76
 AZURITE := azurite@3.35.0
-# Of two cores three workers make full use: a third of a test is waiting.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCH_OUT := benchmarks/out
 QOS_PLOT ?= $(BENCH_OUT)/demo-qos.svg
+
+# Tests start Python by the thousand: each start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV_STAMP := $(VENV)/.tiercache-installed
 RIVALS_STAMP := $(VENV)/.tiercache-rivals
