@@ -234,7 +234,7 @@ def test_an_outage_is_read_through(lab: Lab) -> None:
         dataset=Dataset(count=32, bytes="64KiB"),
         contenders=("ns.read_many", "s3fs"),
         load=Load(seconds=4.0),
-        options={"outage_from_s": 1.0, "outage_to_s": 2.5, "deadline_s": 0.5, "ttl_s": 60.0,
+        options={"outage_from_s": 1.0, "outage_to_s": 2.5, "deadline_s": 1.0, "ttl_s": 60.0,
                  "reads_per_s": 20},
     )  # fmt: skip
     outcome = interruption.epoch_outage(lab, workload)
