@@ -213,7 +213,9 @@ def test_object_and_directory_of_one_name(
     fs: TierCacheFileSystem, new_path: Callable[[], str]
 ) -> None:
     folder = new_path()
-    fs.pipe({f"{folder}/a": b"object", f"{folder}/a/b": b"below"})
+    # One after the other: written at once, SeaweedFS loses one of them (6 in 400 times).
+    fs.pipe_file(f"{folder}/a", b"object")
+    fs.pipe_file(f"{folder}/a/b", b"below")
     assert fs.isfile(f"{folder}/a") and fs.cat_file(f"{folder}/a") == b"object"
     assert fs.ls(f"{folder}/a", detail=False) == [f"{folder}/a/b"]
     assert fs.find(folder) == [f"{folder}/a", f"{folder}/a/b"]

@@ -430,7 +430,7 @@ def test_waiting_tasks_hold_up_no_other_identity_s_loop(rig: Rig) -> None:
 
 def test_max_wait_ends_a_wait(rig: Rig) -> None:
     rig.write_policy(TIGHT)
-    rig.origin.put("slow/a", bytes(2 * MIB))
+    rig.origin.put("slow/a", bytes(8 * MIB))
     with tiercache.connect(rig.settings()) as ns:
         ns.read("/m/slow/a", 0, 1)
         ns.qos.set("slow", {"max_wait": "100ms"})
