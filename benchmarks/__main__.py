@@ -22,6 +22,7 @@ from benchmarks import compare, gate, record, registry, report, results, runner,
 from benchmarks.lab import Lab
 from benchmarks.results import Report
 from benchmarks.workload import Workload
+from tiercache.ending import INTERRUPTED, end
 from tiercache.errors import ConfigError
 from tiercache.testing.proxy_cost import measure_own_cost
 
@@ -191,7 +192,7 @@ def recording(arguments: Sequence[str]) -> int:
         runner.say(f"python -m benchmarks baselines: {error}")
         return runner.FAILED
     except KeyboardInterrupt:
-        return runner.INTERRUPTED
+        return INTERRUPTED
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -210,8 +211,8 @@ def main(arguments: Sequence[str]) -> int:
         runner.say(f"python -m benchmarks: {error}")
         return runner.FAILED
     except KeyboardInterrupt:
-        return runner.INTERRUPTED
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end(main(sys.argv[1:])))

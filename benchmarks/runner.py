@@ -18,6 +18,7 @@ from benchmarks.lab import Lab
 from benchmarks.results import Failed, Report, Surroundings
 from benchmarks.texts import bar_text, figure_text, number, verdict
 from benchmarks.workload import Workload
+from tiercache.ending import INTERRUPTED
 from tiercache.errors import ConfigError
 from tiercache.testing.proxy_cost import ProxyCost
 
@@ -28,7 +29,6 @@ UNKNOWN_S = 15.0
 OK = 0
 SHORT_OF_A_BAR = 1
 FAILED = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def measured(lab: Lab, workload: Workload) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 # Their threads call back after the last answer was taken. One that does while the interpreter is
 # taken down aborts the process, with all said and done: of programs that end with a request of

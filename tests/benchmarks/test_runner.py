@@ -23,6 +23,7 @@ from benchmarks.harness import Figure, Latency, Missing, Outcome, Result, Sample
 from benchmarks.lab import Lab
 from benchmarks.results import Failed, Report, Surroundings
 from benchmarks.workload import Workload
+from tiercache.ending import INTERRUPTED
 from tiercache.errors import ConfigError
 from tiercache.testing.proxy_cost import ProxyCost
 
@@ -273,7 +274,7 @@ def test_an_interrupt_keeps_what_there_is(place: Place) -> None:
     written(place.workloads, "b-stopped", measure=STOPPED)
     written(place.workloads, "c-never", measure=BROKEN)
     before = signal.getsignal(signal.SIGINT)
-    assert place.run() == runner.INTERRUPTED
+    assert place.run() == INTERRUPTED
     assert signal.getsignal(signal.SIGINT) is before
     report = place.report()
     assert [result.name for result in report.results] == ["a-done"]
@@ -328,7 +329,7 @@ def test_an_interrupted_run_leaves_no_server_and_no_cache(short_path: Path) -> N
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
             running.wait()
-    assert running.returncode == runner.INTERRUPTED, said
+    assert running.returncode == INTERRUPTED, said
     assert "interrupted after 1 of 2 workloads" in said
     report = place.report()
     assert report.interrupted and [result.name for result in report.results] == ["a-done"]
