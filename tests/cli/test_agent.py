@@ -72,6 +72,8 @@ def test_an_agent_that_is_stopped_is_told_within_seconds(cli: Cli) -> None:
         ended = cli("qos", "show")
         assert ended.code == 1 and "has not answered for 5 s" in ended.err, ended
         assert time.monotonic() - began < 30
+        findings = cli("doctor", "--no-network", "--json")
+        assert "has not answered" in findings.text
     finally:
         os.kill(pid, signal.SIGCONT)
     assert cli("agent", "stop").code == 0
